@@ -1,0 +1,55 @@
+# make run    set-up, and the default study (STUDY=few_labels runs another)
+# make test   set-up, and lint, types and all tests
+# make smoke  every study at its smallest
+
+STUDY ?= digits
+WORKDIR ?= runs/$(subst :,-,$(STUDY))
+FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first of these that is Python 3.12 or newer, unless PYTHON names one.
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.13 python3.14 python3 python)
+IS_NEW := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
+
+.PHONY: run test lint smoke clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.runtime
+	$(BIN)/python main.py --config=configs/$(subst :,.py:,$(STUDY))$(if $(findstring :,$(STUDY)),,.py) --workdir=$(WORKDIR) $(FLAGS)
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
+
+smoke: $(VENV)/.runtime
+	for file in configs/*.py; do \
+	  name=$$(basename $$file .py); \
+	  $(BIN)/python main.py --config=$$file:smoke --workdir=runs/$$name-smoke || exit; \
+	done
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@for python in $(CANDIDATES); do \
+	  if "$$python" -c '$(IS_NEW)' >/dev/null 2>&1; then \
+	    echo "using $$("$$python" --version) ($$python)"; \
+	    exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "error: no Python 3.12 or newer with venv among: $(CANDIDATES)." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+	exit 1
+
+$(VENV)/.runtime: requirements.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""Distil one teacher into one student, many objectives side by side."""

@@ -1,0 +1,138 @@
+"""The batches of a study: which rows, in which order, from where.
+
+Which rows a step trains on is a function of (seed, step) alone
+(kd.data.positions). Inputs that fit on the device lie there and a batch is
+gathered inside the compiled step; those that don't are read by grain ahead of
+the device, one interval at a time, in the same order. The signal, small
+beside the inputs, always lies on the device.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kd import data
+from kd.signals import Signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """A transfer set: where its inputs and signal are, and each seed's rows.
+
+  Attributes:
+    inputs: the split that holds it.
+    signal: what the teacher left on the split's rows from `first` on.
+    rows: [S, n], positions in the split, drawn for each seed.
+    first: the split's row that the signal begins with.
+  """
+
+  inputs: data.Split
+  signal: Signal
+  rows: np.ndarray
+  first: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What `fit` needs beside the arms. All arms share it.
+
+  Attributes:
+    task: gives shapes, the scale of the inputs and the validation split.
+    transfers: by the name that `transfer_of` gives a group of arms.
+    seeds: one for each run of an arm.
+    train: the config's section.
+    jitter: pixels by which training images are shifted at random.
+    eval_batch: examples in one forward pass of the validation split.
+    devices: over how many devices the seeds are spread.
+  """
+
+  task: data.Task
+  transfers: Mapping[str, Transfer]
+  seeds: Sequence[int]
+  train: Mapping[str, Any]
+  jitter: int = 0
+  eval_batch: int = 1024
+  devices: int = 1
+
+
+def transfer_of(section: Mapping[str, Any]) -> str:
+  """Names the transfer set that an arm's `signal` section describes."""
+  return json.dumps(section, sort_keys=True)
+
+
+def resident(setup: Setup) -> dict[str, Any]:
+  """Returns what lies on the device: {transfer: (inputs or None, signal,
+  first)}, and under "validation" that split's (inputs, labels)."""
+  shared: dict[int, Array] = {}  # transfer sets of one pool share its inputs
+
+  def inputs(split: data.Split):
+    if not setup.task.resident:
+      return None
+    if id(split) not in shared:
+      shared[id(split)] = jnp.asarray(split.arrays()[0])
+    return shared[id(split)]
+
+  placed = {
+    name: (inputs(t.inputs), jax.tree.map(jnp.asarray, t.signal), t.first)
+    for name, t in setup.transfers.items()
+  }
+  validation = jax.tree.map(jnp.asarray, setup.task.validation.arrays())
+  return {**placed, "validation": validation}
+
+
+def gather(placed, x: Mapping[str, Array]):
+  """Gathers one batch (inputs, signal) inside the compiled step."""
+  inputs, signal, first = placed
+  rows = x["rows"]
+  if inputs is None:
+    return x["inputs"], signal.at(rows - first)
+  return jnp.take(inputs, rows, axis=0), signal.at(rows - first)
+
+
+def stops(train: Mapping[str, Any], done: int) -> list[int]:
+  """The steps at which the intervals after step `done` end."""
+  every, steps = train["log_every"], train["steps"]
+  return [min(s + every, steps) for s in range(done, steps, every)]
+
+
+def intervals(
+  setup: Setup, done: int
+) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
+  """Yields (last step, {transfer: {"rows": [S, steps, B], "inputs"?}})."""
+  ends = stops(setup.train, done)
+  starts = [done, *ends[:-1]]
+  batch = setup.train["batch_size"]
+
+  def rows(transfer: Transfer, interval: int) -> np.ndarray:
+    span = starts[interval], ends[interval]
+    return np.stack(
+      [
+        table[data.positions(seed, len(table), batch, *span)]
+        for seed, table in zip(setup.seeds, transfer.rows, strict=True)
+      ]
+    )
+
+  feeds = {
+    name: _feed(setup, transfer, rows, len(ends))
+    for name, transfer in setup.transfers.items()
+  }
+  for end in ends:
+    yield end, {name: next(feed) for name, feed in feeds.items()}
+
+
+def _feed(setup, transfer, rows, count) -> Iterator[dict[str, Any]]:
+  if setup.task.resident:
+    for interval in range(count):
+      yield {"rows": rows(transfer, interval)}
+    return
+  read = data.stream(
+    transfer.inputs.read, lambda k: rows(transfer, k), stop=count
+  )
+  for interval, inputs in enumerate(read):
+    yield {"rows": rows(transfer, interval), "inputs": inputs}

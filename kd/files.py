@@ -1,0 +1,23 @@
+"""Files that are there whole or not at all."""
+
+import json
+import os
+from typing import Any
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes a text beside `path` and renames it, so that no reader sees half.
+
+  The text is on the disk when this returns.
+  """
+  scratch = f"{path}.tmp"
+  with open(scratch, "w", encoding="utf-8") as f:
+    f.write(text)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(scratch, path)
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes strict JSON (no NaN), indented; see `write_text`."""
+  write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

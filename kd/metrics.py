@@ -1,0 +1,270 @@
+"""Evaluation metrics: float32 scalars from jax or numpy arrays, jit-able.
+
+Leading axes [...] are all averaged over, each example alike. Probabilities are
+normalised over the last axis; nothing here normalises them again. Logarithms
+are natural. Ties between the highest entries go to the lowest class.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from kd import objectives
+
+
+def accuracy(
+  scores: Float[ArrayLike, "... V"], labels: Int[ArrayLike, "..."]
+) -> Float[Array, ""]:
+  """Returns the fraction whose highest score (logit, probability) is the label.
+
+  >>> print(accuracy(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0])))
+  0.5
+  """
+  return jnp.mean(_answers(scores) == _like_answers(scores, labels), dtype=_F32)
+
+
+def agreement(
+  student: Float[ArrayLike, "... V"],
+  teacher: Float[ArrayLike, "... V"] | Int[ArrayLike, "..."],
+) -> Float[Array, ""]:
+  """Returns the fraction where student and teacher give the same answer.
+
+  Args:
+    student: logits or probabilities.
+    teacher: logits or probabilities [..., V], or its answers [...] as integers.
+
+  Source: "top-1 agreement" of Stanton et al. (2021), 2106.05945.
+
+  >>> print(agreement(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0])))
+  0.5
+  """
+  teacher = jnp.asarray(teacher)
+  if teacher.ndim == jnp.ndim(student):
+    teacher = _answers(teacher)
+  return accuracy(student, teacher)
+
+
+def nll(
+  probs: Float[ArrayLike, "... V"], labels: Int[ArrayLike, "..."]
+) -> Float[Array, ""]:
+  """Returns the mean of -log p[y], in nats.
+
+  Probabilities below float32's smallest normal number, 1.2e-38, count as that
+  number, so one example costs at most 87.3 nats. Where there are logits,
+  `nll_from_logits` has no such limit.
+
+  >>> print(f"{nll(np.array([[0.5, 0.5]]), np.array([1])):.4f}")
+  0.6931
+  """
+  p = jnp.take_along_axis(
+    _float32(probs), _like_answers(probs, labels)[..., None], axis=-1
+  )
+  return -jnp.mean(jnp.log(jnp.maximum(p, np.finfo(np.float32).tiny)))
+
+
+def nll_from_logits(
+  logits: Float[ArrayLike, "... V"], labels: Int[ArrayLike, "..."]
+) -> Float[Array, ""]:
+  """Returns the mean of -log softmax(z)[y], in nats.
+
+  >>> print(f"{nll_from_logits(np.array([[1e4, 0.0]]), np.array([1])):.0f}")
+  10000
+  """
+  return jnp.mean(objectives.hard(jnp.asarray(logits), jnp.asarray(labels)))
+
+
+def brier(
+  probs: Float[ArrayLike, "... V"], labels: Int[ArrayLike, "..."]
+) -> Float[Array, ""]:
+  """Returns the mean of sum_v (p_v - [v = y])^2, in [0, 2].
+
+  This is Brier's own sum over classes. With two classes it is twice the score
+  of the positive class alone. Source: Brier (1950).
+
+  >>> print(brier(np.array([[0.5, 0.5]]), np.array([1])))
+  0.5
+  """
+  p = _float32(probs)
+  target = jax.nn.one_hot(_like_answers(p, labels), p.shape[-1])
+  return jnp.mean(jnp.sum((p - target) ** 2, axis=-1))
+
+
+def ece(
+  probs: Float[ArrayLike, "... V"],
+  labels: Int[ArrayLike, "..."],
+  bins: int = 15,
+  equal_mass: bool = False,
+) -> Float[Array, ""]:
+  """Returns the expected calibration error of the highest probability.
+
+  sum_b n_b / N |accuracy_b - confidence_b|, in [0, 1]
+
+  Args:
+    probs: probabilities; the confidence is their largest.
+    labels: y.
+    bins: their number.
+    equal_mass: False for bins of equal width, ((b - 1) / bins, b / bins], 0 in
+      the first. True for bins of equal size: the n-th smallest of N
+      confidences, from 0, goes to bin floor(n bins / N). Equal confidences are
+      then given their mean accuracy, so the order of the data has no influence.
+
+  Returns:
+    A fraction.
+
+  Raises:
+    ValueError: bins is less than 1.
+
+  Source: Guo et al. (2017), 1706.04599; equal mass: Nixon et al. (2019),
+  1904.01685.
+
+  >>> print(f"{ece(np.array([[0.7, 0.3], [0.3, 0.7]]), np.array([0, 0])):.4f}")
+  0.2000
+  """
+  if bins < 1:
+    raise ValueError(f"ece: bins is {bins}; accepted: 1 or more")
+  p = _float32(probs)
+  confidence = jnp.max(p, axis=-1).ravel()
+  correct = (_answers(p) == _like_answers(p, labels)).ravel().astype(_F32)
+  size = confidence.size
+  if equal_mass:
+    order = jnp.argsort(confidence)
+    confidence, correct = confidence[order], correct[order]
+    tied = jnp.searchsorted(confidence, confidence)  # first of the equal ones
+    total = jnp.bincount(tied, correct, length=size)
+    correct = (total / jnp.maximum(jnp.bincount(tied, length=size), 1))[tied]
+    which = np.arange(size) * bins // max(size, 1)
+  else:
+    edges = np.linspace(0, 1, bins + 1).astype(np.float32)
+    which = jnp.searchsorted(edges, confidence, side="left") - 1
+    which = jnp.clip(which, 0, bins - 1)
+  gaps = jnp.bincount(which, correct - confidence, length=bins)
+  return jnp.sum(jnp.abs(gaps)) / size
+
+
+def auroc(
+  scores: Float[ArrayLike, " N"], positives: Bool[ArrayLike, " N"]
+) -> Float[Array, ""]:
+  """Returns the area under the ROC curve.
+
+  P(score of a positive > score of a negative) + P(equal) / 2
+
+  Args:
+    scores: higher means positive; compared as float32.
+    positives: bool, or 0 and 1.
+
+  Returns:
+    A fraction; NaN where a class is absent.
+
+  >>> print(auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1])))
+  0.875
+  """
+  scores, positives = _float32(scores).ravel(), _bool(positives)
+  at_most, below, total = _counts(scores, ~positives)
+  wins = 0.5 * (at_most + below) / total
+  return jnp.mean(wins, where=positives)
+
+
+def fpr_at_tpr(
+  scores: Float[ArrayLike, " N"],
+  positives: Bool[ArrayLike, " N"],
+  tpr: float = 0.95,
+) -> Float[Array, ""]:
+  """Returns the smallest false positive rate at which the TPR is at least tpr.
+
+  Thresholds are the scores themselves, "positive" is score >= threshold, and
+  there is no interpolation between them.
+
+  Args:
+    scores: higher means positive; compared as float32.
+    positives: bool, or 0 and 1.
+    tpr: wanted true positive rate, in [0, 1].
+
+  Returns:
+    A fraction; NaN where a class is absent.
+
+  >>> s, y = np.array([0.1, 0.4, 0.5, 0.8]), np.array([0, 1, 0, 1])
+  >>> print(fpr_at_tpr(s, y))
+  0.5
+  """
+  scores, positives = _float32(scores).ravel(), _bool(positives)
+  _, true_below, p = _counts(scores, positives)
+  _, false_below, n = _counts(scores, ~positives)
+  reached = (p - true_below) / p >= tpr
+  fpr = jnp.where(reached, (n - false_below) / n, 1.0)
+  best = jnp.where(jnp.asarray(tpr) > 0, jnp.min(fpr, initial=1.0), 0.0)
+  return jnp.where((p > 0) & (n > 0), best, jnp.nan)
+
+
+def recall_per_class(
+  probs: Float[ArrayLike, "... V"],
+  labels: Int[ArrayLike, "..."],
+  num_classes: int,
+) -> Float[Array, " C"]:
+  """Returns each class's share of its examples that are answered rightly.
+
+  Args:
+    probs: probabilities or logits.
+    labels: y.
+    num_classes: C.
+
+  Returns:
+    Fractions; NaN for a class without examples.
+
+  >>> print(recall_per_class(np.eye(3)[[0, 1, 1]], np.array([0, 0, 1]), 3))
+  [0.5 1.  nan]
+  """
+  labels = _like_answers(probs, labels)
+  correct = (_answers(probs) == labels).ravel()
+  classes = jax.nn.one_hot(labels.ravel(), num_classes)
+  return correct.astype(_F32) @ classes / jnp.sum(classes, axis=0)
+
+
+def kl_to_teacher(
+  student_logits: Float[ArrayLike, "... V"],
+  teacher_logits: Float[ArrayLike, "... V"],
+) -> Float[Array, ""]:
+  """Returns the mean KL(teacher || student) at T = 1, in nats.
+
+  >>> print(f"{kl_to_teacher(np.log([[0.25, 0.75]]), np.zeros((1, 2))):.4f}")
+  0.1438
+  """
+  student, teacher = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
+  return jnp.mean(objectives.soft(student, teacher, 1.0))
+
+
+_F32 = jnp.float32
+
+
+def _float32(x):
+  return jnp.asarray(x).astype(_F32)
+
+
+def _bool(positives):
+  return jnp.asarray(positives).astype(bool).ravel()
+
+
+def _answers(scores):
+  return jnp.argmax(jnp.asarray(scores), axis=-1)
+
+
+def _like_answers(scores, labels):
+  """Returns int32 labels, refusing those that would broadcast silently."""
+  labels, wanted = jnp.asarray(labels), jnp.shape(scores)[:-1]
+  if labels.shape != wanted or not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(
+      f"labels are {labels.dtype} {labels.shape}; accepted: integers {wanted}"
+    )
+  return labels.astype(jnp.int32)
+
+
+def _counts(scores, chosen):
+  """Returns how many chosen scores are <= and < each score, and how many."""
+  order = jnp.argsort(scores)
+  seen = jnp.cumsum(chosen[order])
+  seen = jnp.concatenate([jnp.zeros((1,), seen.dtype), seen])
+  at_most, below = (
+    seen[jnp.searchsorted(scores[order], scores, side=side)]
+    for side in ("right", "left")
+  )
+  return at_most, below, seen[-1]

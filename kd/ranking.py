@@ -1,0 +1,283 @@
+"""Ranking losses [...] from scores [..., K]: K items a list, scored by both.
+
+Every loss is one number a list, in nats, and finite with its gradient for
+scores of +-1e4. Gradients flow to the student's `scores` only. Entries where
+`where` is False count for nothing, whatever they hold (NaN included); a list
+with no entry left gives 0.
+
+rax has these losses for labels given by people; where its version cannot be
+used, the comment at the loss says why.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import rax
+from jaxtyping import Array, Bool, Float, Int
+
+Scalar = float | Float[Array, ""]
+
+_MASKED = -1e30  # always set by `where`; finite, so that 0 times it is 0
+
+
+def plackett_luce(
+  scores: Float[Array, "... K"],
+  teacher_scores: Float[Array, "... K"],
+  where: Bool[Array, "... K"] | None = None,
+  *,
+  ties: Literal["average", "index"] = "average",
+) -> Float[Array, "..."]:
+  """Computes -log P(the teacher's order) / n under Plackett-Luce (ListMLE).
+
+  l = 1/n sum_i [log sum_(j not before i) exp(s_j) - s_i],  best first
+
+  n counts the valid entries: nats per ranked item, so that long and short lists
+  weigh alike. With one valid entry l = 0. The margins between teacher scores
+  play no part.
+
+  Ties. The ideal is the mean of l over all orders of a tied block, which takes
+  2^b terms for b items. "average" is Efron's rule: for the i-th pick out of a
+  block B with R ranked below, it uses the mean of the possible denominators,
+  log(sum_R + (1 - i / b) sum_B). It needs no order, is never below the ideal
+  (Jensen), equals it where the block's student scores are equal, where it is
+  stationary too, and is the plain likelihood without ties. (Breslow's rule,
+  sum_R + sum_B for every pick, is further above.) "index" takes tied items as
+  they come, as a plain sort does: it teaches the arbitrary order of the list,
+  and is here so that a study can show what that does.
+
+  Source: Xia et al., ListMLE (2008); Efron, JASA 72 (1977).
+
+  Args:
+    scores: s, the student's.
+    teacher_scores: the higher the better; compared as float32.
+    where: valid entries; None means all.
+    ties: "average" or "index".
+
+  Returns:
+    Nats per ranked item, one for each list.
+
+  Raises:
+    ValueError: `ties` is neither; or shapes differ.
+
+  >>> s = jnp.array([2.0, 1.0, 0.0])
+  >>> print(f"{plackett_luce(s, jnp.array([3.0, 2.0, 1.0])):.4f}")
+  0.2403
+  >>> print(f"{plackett_luce(s, jnp.array([5.0, 5.0, 5.0])):.4f}")
+  0.9062
+  """
+  if ties not in ("average", "index"):
+    raise ValueError(f"ties is {ties!r}; accepted: 'average', 'index'")
+  # Not rax.listmle_loss: it takes ties by index, or at random given a key.
+  s, t, where = _prepare(scores, teacher_scores, where)
+  # Tied items are sorted by score, so permuted lists round alike.
+  keys = (-t, ~where) if ties == "index" else (jax.lax.stop_gradient(-s), -t)
+  order = jnp.lexsort((*keys, ~where))
+  s, t, where = (jnp.take_along_axis(x, order, -1) for x in (s, t, where))
+  s = jnp.where(where, s, _MASKED)
+  index = ties == "index"
+  denominators = _logsumexp_from(s) if index else _efron(s, t, where)
+  return _mean(denominators - s, where)
+
+
+def list_net(
+  scores: Float[Array, "... K"],
+  teacher_scores: Float[Array, "... K"],
+  temperature: Scalar = 1.0,
+  where: Bool[Array, "... K"] | None = None,
+) -> Float[Array, "..."]:
+  """Computes ListNet's top-one cross-entropy, between softmaxes over the list.
+
+  l = -sum_i softmax(t / T)_i log softmax(s / T)_i
+
+  There is no T^2 inside: multiply by it to keep gradients alike across T. The
+  teacher's entropy is not subtracted: l at s = t is that entropy, not 0.
+
+  Source: Cao et al. (2007), Learning to rank: from pairwise to listwise.
+
+  Args:
+    scores: s, the student's.
+    teacher_scores: t, on the scale of logits (counts make it a hard label).
+    temperature: T > 0, for both.
+    where: valid entries; None means all.
+
+  Returns:
+    Nats, one number for each list.
+
+  Raises:
+    ValueError: shapes differ.
+
+  >>> print(f"{list_net(jnp.array([2.0, 0.0]), jnp.array([0.0, 0.0])):.4f}")
+  1.1269
+  """
+  s, t, where = _prepare(scores, teacher_scores, where)
+  # rax masks with -inf, of which a list without entries makes NaN.
+  empty = ~jnp.any(where, axis=-1, keepdims=True)
+  full = where | empty
+  target = jax.nn.softmax(jnp.where(full, t / temperature, _MASKED))
+  loss = rax.softmax_loss(s / temperature, target, where=full, reduce_fn=None)
+  return jnp.where(empty.squeeze(-1), 0.0, loss)
+
+
+def pairwise_logistic(
+  scores: Float[Array, "... K"],
+  teacher_scores: Float[Array, "... K"],
+  where: Bool[Array, "... K"] | None = None,
+  *,
+  weights: Literal["difference"] | None = None,
+) -> Float[Array, "..."]:
+  """Computes RankNet's loss, averaged over the list's ordered pairs.
+
+  l = sum_(t_i > t_j) w_ij log(1 + exp(-(s_i - s_j))) / sum_(t_i > t_j) w_ij
+
+  A tie makes no pair, and a list without pairs gives 0. Memory is K^2 a list.
+
+  Source: Burges et al. (2005), Learning to rank using gradient descent.
+
+  Args:
+    scores: s, the student's.
+    teacher_scores: t, the higher the better.
+    where: valid entries; None means all.
+    weights: None for w = 1, "difference" for w_ij = t_i - t_j.
+
+  Returns:
+    Nats per pair, one number for each list.
+
+  Raises:
+    ValueError: `weights` is neither; or shapes differ.
+
+  >>> s, t = jnp.array([1.0, 0.0, 0.0]), jnp.array([2.0, 1.0, 1.0])
+  >>> print(f"{pairwise_logistic(s, t):.4f}")
+  0.3133
+  """
+  if weights not in (None, "difference"):
+    raise ValueError(f"weights is {weights!r}; accepted: None, 'difference'")
+  # Not rax.pairwise_logistic_loss: its mean is over all lists' pairs together.
+  s, t, where = _prepare(scores, teacher_scores, where)
+
+  def pairs(x, function):
+    return function(x[..., :, None], x[..., None, :])
+
+  ordered = pairs(where, jnp.logical_and) & pairs(t, jnp.greater)
+  losses = jax.nn.softplus(-pairs(s, jnp.subtract))
+  w = jnp.ones_like(losses)
+  if weights == "difference":
+    # In units of the largest score: differences of +-1e30 must not overflow.
+    t = t / jnp.maximum(jnp.max(jnp.abs(t), axis=-1, keepdims=True), 1e-30)
+    w = pairs(t, jnp.subtract)
+  w = jnp.where(ordered, w, 0.0)
+  total = jnp.sum(w, axis=(-2, -1))
+  loss = jnp.sum(w * losses, axis=(-2, -1))
+  return jnp.where(total > 0, loss / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def partial_plackett_luce(
+  logits: Float[Array, "... V"],
+  ids: Int[Array, "... K"],
+  where: Bool[Array, "... K"] | None = None,
+) -> Float[Array, "..."]:
+  """Computes -log P(the top K, in this order, out of V classes) / K.
+
+  l = 1/K sum_k [log sum_(v not in ids[:k]) exp(z_v) - z_(ids[k])]
+
+  Each denominator holds every class not yet picked, the V - K never ranked ones
+  among them. It is summed upwards from those, never as log(exp(a) - exp(b)).
+
+  Source: Plackett (1975); Cao et al. (2007) for the top-k probability.
+
+  Args:
+    logits: z, the student's.
+    ids: the teacher's top K, best first; distinct where valid.
+    where: valid ids (the first of duplicates, say); K is then their number.
+
+  Returns:
+    Nats per ranked item, one number for each list.
+
+  Raises:
+    ValueError: K > V; or shapes do not fit.
+
+  >>> print(f"{partial_plackett_luce(jnp.zeros(4), jnp.array([2, 0])):.4f}")
+  1.2425
+  """
+  if ids.shape[:-1] != logits.shape[:-1] or ids.shape[-1] > logits.shape[-1]:
+    raise ValueError(
+      f"ids have shape {ids.shape}, logits {logits.shape}; accepted:"
+      " [..., K] and [..., V] with K <= V"
+    )
+  if where is None:
+    where = jnp.ones(ids.shape, bool)
+  where = jnp.broadcast_to(where, ids.shape)
+  z = jnp.asarray(logits).astype(jnp.float32)
+  z = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+  ids, classes = jnp.where(where, ids, 0), z.shape[-1]
+  ranked = jnp.put_along_axis(
+    jnp.zeros(z.shape, bool),
+    jnp.where(where, ids, classes),  # out of range, hence dropped
+    jnp.ones(ids.shape, bool),
+    axis=-1,
+    inplace=False,
+    mode="drop",
+  )
+  rest = jax.nn.logsumexp(jnp.where(ranked, _MASKED, z), axis=-1, keepdims=True)
+  s = jnp.where(where, jnp.take_along_axis(z, ids, axis=-1), _MASKED)
+  denominators = _logsumexp_from(jnp.concatenate([s, rest], axis=-1))
+  return _mean(denominators[..., :-1] - s, where)
+
+
+def _prepare(scores, teacher_scores, where):
+  """Returns float32 scores, their mask, and zeros where they do not count."""
+  if scores.shape != teacher_scores.shape:
+    raise ValueError(
+      f"scores have shape {scores.shape}, teacher_scores"
+      f" {teacher_scores.shape}; accepted: the same"
+    )
+  if where is None:
+    where = jnp.ones(scores.shape, bool)
+  where = jnp.broadcast_to(jnp.asarray(where, bool), scores.shape)
+  s, t = (
+    jnp.where(where, jnp.asarray(x).astype(jnp.float32), 0.0)
+    for x in (scores, teacher_scores)
+  )
+  # Only differences matter: an offset of the scores must cost no accuracy.
+  top = jnp.max(s, axis=-1, keepdims=True, where=where, initial=_MASKED)
+  s = jnp.where(where, s - jax.lax.stop_gradient(top), 0.0)
+  return s, jax.lax.stop_gradient(t), where
+
+
+def _mean(losses, where):
+  """Returns the mean over valid entries; 0 where there is none."""
+  total = jnp.sum(jnp.where(where, losses, 0.0), axis=-1)
+  return total / jnp.maximum(jnp.sum(where, axis=-1), 1)
+
+
+def _logsumexp_from(s, last=None):
+  """Returns log sum_(j >= i) exp(s_j), up to the first j >= i with last[j]."""
+  if last is None:
+    last = jnp.zeros(s.shape, bool)
+
+  def combine(later, earlier):  # the scan is reversed
+    (a, a_ends), (b, b_ends) = later, earlier
+    return jnp.where(b_ends, b, jnp.logaddexp(a, b)), a_ends | b_ends
+
+  return jax.lax.associative_scan(
+    combine, (s, last), reverse=True, axis=s.ndim - 1
+  )[0]
+
+
+def _efron(s, t, where):
+  """Returns Efron's log denominators of sorted scores, blocks of equal t."""
+  size = s.shape[-1]
+  at = jax.lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
+  edge = jnp.ones((*s.shape[:-1], 1), bool)
+  inner = (t[..., 1:] != t[..., :-1]) | (where[..., 1:] != where[..., :-1])
+  is_first = jnp.concatenate([edge, inner], axis=-1)
+  is_last = jnp.concatenate([inner, edge], axis=-1)
+  first = jax.lax.cummax(jnp.where(is_first, at, 0), axis=s.ndim - 1)
+  end = 1 + jax.lax.cummin(
+    jnp.where(is_last, at, size - 1), axis=s.ndim - 1, reverse=True
+  )
+  block = jnp.take_along_axis(_logsumexp_from(s, is_last), first, -1)
+  below = jnp.concatenate([_logsumexp_from(s), _MASKED * edge], axis=-1)
+  below = jnp.take_along_axis(below, end, -1)
+  left = 1 - (at - first) / (end - first)  # of the block, from 1 down to 1 / b
+  return jnp.logaddexp(below, block + jnp.log(left))

@@ -1,0 +1,207 @@
+"""The teacher: trained by the study, or loaded from an earlier one.
+
+A study keeps its teacher in `teacher/`: Orbax checkpoints of its training and
+a teacher.json that says what it is. Another study takes it from there with
+`--config.teacher.path=OTHER/teacher`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from kd import arms, config, data, files, models, signals, train
+from kd.checkpoint import Checkpoints
+from kd.errors import UserError
+from kd.feed import Setup, Transfer, transfer_of
+
+ARM = "teacher"
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A trained model.
+
+  Attributes:
+    model: its name and options.
+    weights: {"params", "rest"}.
+    fingerprint: a hash of the model's options and weights.
+    fraction: of the train split, that it was trained on.
+  """
+
+  model: Mapping[str, Any]
+  weights: Mapping[str, Any]
+  fingerprint: str
+  fraction: float
+
+  def logits(self, split: data.Split, rows, task: data.Task, batch: int):
+    """Returns the logits [N, V] on the split's `rows`, as numpy float32."""
+    forward = train.forward(self.model, task, batch)
+    return np.concatenate(
+      [
+        np.asarray(forward(self.weights, split.read(rows[i : i + batch])))
+        for i in range(0, len(rows), batch)
+      ]
+    )
+
+
+def options(section: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the model's name and options in a config's teacher section."""
+  return {k: v for k, v in section.items() if k not in config.TEACHER}
+
+
+def check(section: Mapping[str, Any]) -> None:
+  """Checks a config's teacher section as far as no data set is needed."""
+  if section["path"]:
+    _description(section["path"])
+  else:
+    if "name" not in section:
+      raise UserError("teacher.name is missing: expected a model's name")
+    models.check("teacher", options(section))
+    config.check_optimizer("teacher.train", section["train"])
+
+
+def obtain(
+  section: Mapping[str, Any],
+  task: data.Task,
+  folder: str,
+  *,
+  batch: int,
+  on_log: Callable[[train.Log], None],
+  on_resume: Callable[[int], None],
+) -> Teacher:
+  """Trains the teacher, continues to, or loads it.
+
+  Args:
+    section: the config's.
+    task: what it is to solve.
+    folder: the study's teacher/.
+    batch: examples in one forward pass of the validation split.
+    on_log: told of each interval of the training.
+    on_resume: told the step from which the training goes on.
+
+  Raises:
+    UserError: the teacher at `teacher.path` doesn't fit the task.
+  """
+  source = section["path"] or folder
+  if section["path"] or os.path.exists(_json(folder)):
+    return _load(source, task)
+  model = options(section)
+  count = max(1, round(section["fraction"] * len(task.train)))
+  labels = task.train.labels()
+  place = {"pool": "teacher"}
+  arm = {
+    "objective": "hard",
+    "target": "truth",
+    "student": model,
+    "train": section["train"],
+    "signal": {"labelled": True, **place},
+  }
+  (group,) = arms.group({ARM: arm}, task.num_classes)
+  transfer = Transfer(
+    inputs=task.train,
+    signal=signals.of_labels(labels),
+    rows=np.arange(count, dtype=np.int32)[None],
+  )
+  setup = Setup(
+    task=task,
+    transfers={transfer_of(arm["signal"]): transfer},
+    seeds=[section["seed"]],
+    train=section["train"],
+    jitter=section["train"]["jitter"],
+    eval_batch=batch,
+  )
+  os.makedirs(folder, exist_ok=True)
+  checkpoints = Checkpoints(os.path.join(folder, "checkpoints"))
+  state = train.fit([group], setup, checkpoints, on_log, on_resume)[ARM]
+  if state["diverged"][0]:
+    raise UserError(
+      f"teacher.train: the loss was not finite at step "
+      f"{int(state['diverged'][0])}: lower teacher.train.learning_rate = "
+      f"{section['train']['learning_rate']}"
+    )
+  chosen = state["best"] if section["select"] == "best" else state
+  weights = {
+    k: jax.tree.map(lambda x: x[0], chosen[k]) for k in ("params", "rest")
+  }
+  checkpoints.close()
+  # Without a teacher.json, weights here are those of a run that was killed.
+  shutil.rmtree(os.path.join(folder, "weights"), ignore_errors=True)
+  final = Checkpoints(os.path.join(folder, "weights"), keep=1)
+  final.save(section["train"]["steps"], weights)
+  final.close()
+  teacher = Teacher(
+    model, weights, _fingerprint(model, weights), section["fraction"]
+  )
+  files.write_json(
+    _json(folder),
+    {
+      "model": model,
+      "num_classes": task.num_classes,
+      "input_shape": list(task.input_shape),
+      "fraction": section["fraction"],
+      "task": task.fingerprint,
+      "fingerprint": teacher.fingerprint,
+    },
+  )
+  return teacher
+
+
+def _load(folder: str, task: data.Task) -> Teacher:
+  found = _description(folder)
+  for key, value in (
+    ("num_classes", task.num_classes),
+    ("input_shape", list(task.input_shape)),
+  ):
+    if found[key] != value:
+      raise UserError(
+        f"teacher.path = {folder!r}: the teacher has {key} = {found[key]}, "
+        f"the student's task {task.name!r} has {value}"
+      )
+  if found["task"] != task.fingerprint:
+    logging.warning(
+      "the teacher in %s was trained on another task or split: its training "
+      "examples may be among this study's test examples",
+      folder,
+    )
+  model = config.tuples(found["model"])
+  _, init = train.define(model, task)
+  params, rest = jax.eval_shape(init, jax.random.key(0))
+  checkpoints = Checkpoints(os.path.join(folder, "weights"), keep=1)
+  step, weights = checkpoints.restore({"params": params, "rest": rest})
+  checkpoints.close()
+  if not step or _fingerprint(model, weights) != found["fingerprint"]:
+    raise UserError(
+      f"{folder}: the teacher's weights are missing or damaged: expected the "
+      f"fingerprint {found['fingerprint']}"
+    )
+  return Teacher(model, weights, found["fingerprint"], found["fraction"])
+
+
+def _json(folder: str) -> str:
+  return os.path.join(folder, "teacher.json")
+
+
+def _description(folder: str) -> dict[str, Any]:
+  try:
+    with open(_json(folder)) as f:
+      return json.load(f)
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"teacher.path = {folder!r}: no readable teacher.json ({error}); "
+      f"expected the teacher/ folder of an earlier study"
+    ) from error
+
+
+def _fingerprint(model: Mapping, weights: Any) -> str:
+  digest = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
+  for leaf in jax.tree.leaves(weights):
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()[:16]

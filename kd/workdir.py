@@ -1,0 +1,164 @@
+"""A study's folder: claimed before any compute, and never another study's."""
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from kd import files
+from kd.errors import UserError, why
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+
+
+def default(config: Mapping[str, Any]) -> str:
+  """Returns runs/STUDY-HASH: the same config finds its folder again."""
+  return os.path.join("runs", f"{config['study']}-{digest(config)}")
+
+
+def digest(section: Mapping[str, Any]) -> str:
+  """Hashes JSON-safe settings to 8 hexadecimal digits."""
+  text = json.dumps(section, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@contextlib.contextmanager
+def claim(
+  workdir: str, config: Mapping[str, Any], need_bytes: int
+) -> Generator[None]:
+  """Makes a folder a study's own while it runs.
+
+  Args:
+    workdir: created if needed.
+    config: the resolved config; a folder that holds another is refused.
+    need_bytes: how much the study will write at most.
+
+  Raises:
+    UserError: the folder can't be written, has too little room, holds another
+      study, or is in use by another process.
+  """
+  path = os.path.join(workdir, "config.json")
+  # JSON has no tuples: compare what would be read back.
+  config = json.loads(json.dumps(config))
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    if os.path.exists(path):
+      _refuse_another(path, config)
+    lock = open(os.path.join(workdir, ".lock"), "a")  # noqa: SIM115
+    free = shutil.disk_usage(workdir).free
+    if free < need_bytes:
+      raise UserError(
+        f"workdir = {workdir!r}: {free / 2**20:.1f} MiB free, the study needs "
+        f"{need_bytes / 2**20:.1f} MiB"
+      )
+  except OSError as error:
+    raise UserError(
+      f"workdir = {workdir!r}: cannot be written ({why(error)})"
+    ) from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise UserError(
+        f"workdir = {workdir!r}: in use by another process"
+      ) from error
+    if not os.path.exists(path):
+      files.write_json(path, {"config": config, **facts(config)})
+    yield
+
+
+def facts(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what is known of the making: versions, device, commit, command."""
+  device = jax.devices()[0]
+  return {
+    "versions": {name: metadata.version(name) for name in PACKAGES}
+    | {"python": platform.python_version()},
+    "device": f"{jax.device_count()} x {device.device_kind} "
+    f"({device.platform})",
+    "host": f"{platform.machine()}, {os.cpu_count()} cores",
+    "commit": _commit(),
+    "seed": config["seed"],
+    "command": " ".join(["python", os.path.basename(sys.argv[0]), *_flags()]),
+    "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+  }
+
+
+class Clock:
+  """Adds up the seconds of each phase over all processes of a study."""
+
+  def __init__(self, workdir: str):
+    self._path = os.path.join(workdir, "seconds.json")
+    try:
+      with open(self._path) as f:
+        self.seconds = json.load(f)
+    except (OSError, ValueError):
+      self.seconds = {}
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Generator[None]:
+    began = time.monotonic()
+    yield
+    spent = time.monotonic() - began
+    self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+    files.write_json(self._path, self.seconds)
+
+
+def _refuse_another(path: str, config: Mapping[str, Any]) -> None:
+  try:
+    with open(path) as f:
+      found = json.load(f)["config"]
+  except (ValueError, KeyError) as error:
+    raise UserError(f"{path}: not a study's config ({why(error)})") from error
+  ours, theirs = dict(_leaves(config)), dict(_leaves(found))
+  keys = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
+  if keys:
+    key = keys[0]
+    raise UserError(
+      f"{path}: the workdir holds another study: {key} = {theirs.get(key)!r} "
+      f"there, {ours.get(key)!r} here ({len(keys)} keys differ); choose "
+      "another --workdir"
+    )
+
+
+def _leaves(node, path=""):
+  if isinstance(node, Mapping):
+    for key, value in node.items():
+      yield from _leaves(value, f"{path}.{key}" if path else key)
+  else:
+    yield path, node
+
+
+def _flags() -> list[str]:
+  """The command's flags, without the folder: it is this machine's."""
+  return [
+    os.path.relpath(a) if os.path.isabs(a) else a
+    for a in sys.argv[1:]
+    if not a.startswith("--workdir")
+  ]
+
+
+def _commit() -> str:
+  here = os.path.dirname(os.path.abspath(__file__))
+
+  def git(*args):
+    return subprocess.run(
+      ["git", "-C", here, *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+  try:
+    dirty = "+changes" if git("status", "--porcelain", "-uno") else ""
+    return git("rev-parse", "--short=12", "HEAD") + dirty
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"

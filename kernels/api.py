@@ -1,0 +1,221 @@
+"""The public losses: what they mean, what they accept, where they run."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from kernels import check, reference, scan, scores, tile, xla
+from kernels.types import Head, Logits, Rows, TopK
+
+Implementation = str | scan.Plan
+
+
+def distill_loss(
+  student: Logits | Head,
+  teacher: Logits | Head | TopK | None,
+  *,
+  divergence: Callable[[Array, Array], Array],
+  temperature: float | Float[Array, ""] = 1.0,
+  weights: Float[Array, "N"] | None = None,
+  labels: Int[Array, "N"] | None = None,
+  hard_weight: float | Float[Array, ""] = 0.0,
+  soft_weight: float | Float[Array, ""] = 1.0,
+  implementation: Implementation = "auto",
+  vocab_axis: str | None = None,
+) -> tuple[Float[Array, ""], Rows]:
+  r"""Returns the weighted sum of a divergence and a cross-entropy over rows.
+
+      loss = sum_n w_n (soft_weight T^2 D_n + hard_weight CE_n)
+      D_n  = sum_v phi(log q_v, log p_v),  q, p = softmax(z_s / T), (z_t / T)
+      CE_n = -log softmax(z_s)[label_n],   at T = 1
+
+  in nats, float32, differentiable (reverse mode) in the student's arrays only:
+  the teacher, the weights and all else are constants. Source: Hinton, Vinyals,
+  Dean (2015), 1503.02531, for the sum and the factor T^2.
+
+  Args:
+    student: Logits or Head, N rows over V.
+    teacher: Logits, Head (any width) or TopK. None where soft_weight is 0.
+    divergence: phi(lq, lp), any elementwise function of float32 student and
+      teacher log-probabilities made of jnp operations. It may close over
+      arrays. Infinite slopes are bounded by 1e30.
+    temperature: T > 0; may be traced, and vmapped, as may weights, hard_weight
+      and soft_weight.
+    weights: [N]; None means 1 / N each. A row of weight 0 counts for nothing,
+      whatever it holds: NaN, infinities, labels out of range.
+    labels: [N] ids; needed unless hard_weight is known to be 0. Traced labels
+      out of range make the loss NaN; concrete ones raise.
+    hard_weight, soft_weight: scalars.
+    implementation: "auto" follows the platform that is lowered for;
+      "reference", "xla", "tpu", "gpu"; or a `scan.Plan`, for tuning:
+      `dataclasses.replace(xla.CPU, chunk=64)`.
+    vocab_axis: mesh axis over which V is sharded, inside shard_map. Hidden
+      states, labels, TopK and weights are the same on every shard, kernels,
+      biases and logits are this shard's columns, ids are global. Where V does
+      not divide, pad the columns and give the true V as `vocab_size`, or mask
+      them with logits or biases of -inf or -1e30.
+
+  Returns:
+    (loss, rows): rows.soft[N] = T^2 D_n and rows.hard[N] = CE_n, for logging,
+    without gradients, 0 in rows of weight 0; rows.hard is 0 without labels.
+
+  Raises:
+    check.ArgumentError (a ValueError and a TypeError), with the argument, what
+    was got and what was expected.
+
+  >>> import jax.numpy as jnp
+  >>> kl = lambda lq, lp: jnp.exp(lp) * (lp - lq)
+  >>> student = Logits(jnp.log(jnp.array([[0.25, 0.75]])))
+  >>> teacher = Logits(jnp.log(jnp.array([[0.5, 0.5]])))
+  >>> loss, rows = distill_loss(student, teacher, divergence=kl)
+  >>> print(f"{loss:.4f}")
+  0.1438
+  """
+  vocab_size = check.loss_arguments(
+    student, teacher, divergence, temperature, weights, labels, hard_weight,
+    soft_weight, vocab_axis,
+  )  # fmt: skip
+  n = scan.num_rows(student)
+  f32 = jnp.float32
+  if weights is None:
+    weights = jnp.full(n, 1 / n, f32)
+  consts = dict(
+    temperature=jnp.asarray(temperature, f32),
+    weights=jnp.asarray(weights, f32),
+    hard_weight=jnp.asarray(hard_weight, f32),
+    soft_weight=jnp.asarray(soft_weight, f32),
+  )
+  consts = lax.stop_gradient(consts)
+  if labels is not None:
+    labels = jnp.asarray(labels).astype(jnp.int32)
+  if implementation == "reference":
+    check.reference(vocab_axis)
+    return reference.distill_loss(
+      student, teacher, labels, divergence=divergence, **consts
+    )
+  phi = None if teacher is None else tile.Phi(divergence)
+  spec = scan.Spec(
+    phi=phi,
+    hard=labels is not None,
+    hard_slope=labels is not None and not check.is_known(hard_weight, 0),
+    unit_temperature=check.is_known(temperature, 1),
+    vocab_size=vocab_size,
+    vocab_axis=vocab_axis,
+  )
+  ops = scan.Operands(
+    teacher=lax.stop_gradient(teacher),
+    labels=labels,
+    consts=[] if phi is None else phi.constants(),
+    **consts,
+  )
+  plans = select_plans(implementation, spec, student, teacher)
+  student = scan.vary(student, scan.varying((student, ops)))
+  loss, rows = scan.loss_and_rows(plans, spec, student, ops)
+  if vocab_axis is not None:
+    loss, rows = lax.psum((loss, rows), vocab_axis)
+  return loss, lax.stop_gradient(rows)
+
+
+def token_log_probs(
+  head_or_logits: Head | Logits,
+  ids: Int[Array, "N"],
+  *,
+  temperature: float | Float[Array, ""] = 1.0,
+  implementation: Implementation = "auto",
+  vocab_axis: str | None = None,
+) -> Float[Array, "N"]:
+  r"""Returns log softmax(z / T)[ids] for each row, in nats, float32.
+
+  For sequence scores and rankings. Differentiable in the scores' arrays with
+  any cotangent per row: backward computes the logits again, a chunk at a time.
+
+  Args:
+    head_or_logits: Head or Logits of N rows over V.
+    ids: [N]; global ids under vocab_axis. Traced ids out of range give NaN (and
+      no gradient); concrete ones raise.
+    temperature: T > 0, may be traced; a constant.
+    implementation, vocab_axis: as in `distill_loss`.
+
+  Raises:
+    check.ArgumentError, as `distill_loss`.
+
+  >>> import jax.numpy as jnp
+  >>> logits = Logits(jnp.log(jnp.array([[0.25, 0.75]])))
+  >>> print(f"{token_log_probs(logits, jnp.array([1]))[0]:.4f}")
+  -0.2877
+  """
+  z = head_or_logits
+  vocab_size = check.score_arguments(z, ids, temperature, vocab_axis)
+  temperature = lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
+  ids = jnp.asarray(ids).astype(jnp.int32)
+  valid = (ids >= 0) & (ids < vocab_size)
+  safe = jnp.where(valid, ids, 0)
+  if implementation == "reference":
+    check.reference(vocab_axis)
+    out = reference.token_log_probs(reference.logits(z), safe, temperature)
+    return jnp.where(valid, out, jnp.nan)
+  plans = select_plans(implementation, None, z, None)
+  axes = scan.varying((z, ids, temperature))
+  if vocab_axis is not None and axes and vocab_axis not in axes:
+    axes = (*axes, vocab_axis)
+  z = scan.vary(z, axes)
+  out = scores.token_log_probs(
+    plans, vocab_size, vocab_axis, z, safe, temperature
+  )
+  out = out if vocab_axis is None else lax.psum(out, vocab_axis)
+  return jnp.where(valid, out, jnp.nan)
+
+
+def select_plans(
+  implementation: Implementation, spec: scan.Spec | None, student, teacher: Any
+) -> tuple[tuple[str, scan.Plan], ...]:
+  """Returns (platform, plan) pairs for `scan.on_platform`.
+
+  kernels.tpu and kernels.gpu, where they exist, have `plans(spec, student,
+  teacher)`, which returns {platform: plan} or a string that says why not: "cpu"
+  in interpret mode, "tpu" or "cuda" compiled. spec is None for token_log_probs.
+  """
+  if isinstance(implementation, scan.Plan):
+    return (("default", implementation),)
+  if implementation not in ("auto", "xla", "tpu", "gpu"):
+    raise check.bad(
+      "implementation",
+      repr(implementation),
+      "'auto', 'reference', 'xla', 'tpu', 'gpu' or a kernels.scan.Plan",
+    )
+  plans = {"cpu": xla.CPU, "default": xla.ACCELERATOR}
+  if implementation == "xla":
+    return tuple(plans.items())
+  backends = {"tpu": "tpu", "gpu": "cuda"}
+  if implementation == "auto":
+    for name, platform in backends.items():
+      found = _kernel_plans(name, spec, student, teacher)
+      if not isinstance(found, str) and platform in found:
+        plans[platform] = found[platform]
+    return tuple(plans.items())
+  found = _kernel_plans(implementation, spec, student, teacher)
+  if isinstance(found, str):
+    raise check.bad("implementation", repr(implementation), found)
+  here = jax.default_backend()
+  here = "cuda" if here == "gpu" else here
+  if here not in found:
+    raise check.bad(
+      "implementation",
+      f"{implementation!r} on platform {here!r}",
+      f"one of the platforms {sorted(found)}, or implementation 'auto'",
+    )
+  return tuple(found.items())
+
+
+def _kernel_plans(name: str, spec, student, teacher) -> dict | str:
+  if importlib.util.find_spec(f"kernels.{name}") is None:
+    return f"'auto', 'reference' or 'xla': there is no kernels.{name} yet"
+  return importlib.import_module(f"kernels.{name}").plans(
+    spec, student, teacher
+  )

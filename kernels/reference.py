@@ -1,0 +1,80 @@
+"""The specification: dense, float32, differentiated by jax.grad.
+
+Clear rather than fast. Other implementations are tested against this one and
+against float64. Arguments are those of `kernels.api`, already validated, weights
+filled in; `vocab_axis` is not supported here.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from kernels import tile
+from kernels.types import Head, Rows, TopK
+
+f32 = jnp.float32
+
+
+def logits(scores, alive=None):
+  """Returns z [N, V] in float32, 0 in masked rows, FLOOR beyond vocab_size."""
+  rows = lambda x: x if alive is None else jnp.where(alive[:, None], x, 0)
+  if isinstance(scores, Head):
+    z = rows(scores.hidden).astype(f32) @ scores.kernel.astype(f32)
+    z = z if scores.bias is None else z + scores.bias.astype(f32)
+  else:
+    z = rows(scores.values).astype(f32)
+  if scores.vocab_size is not None:
+    z = jnp.where(jnp.arange(z.shape[1]) < scores.vocab_size, z, tile.FLOOR)
+  return jnp.maximum(z, tile.FLOOR)
+
+
+def log_probs(z, temperature):
+  return jax.nn.log_softmax(jnp.maximum(z / temperature, tile.FLOOR))
+
+
+def topk_pair(x, teacher, alive):
+  """Returns (lq, lp) over the K ids and, if the tail is a bucket, the rest."""
+  ids = jnp.where(alive[:, None], teacher.ids, jnp.arange(teacher.ids.shape[1]))
+  lp = jnp.where(alive[:, None], teacher.log_probs.astype(f32), 0)
+  lp = jnp.maximum(lp, tile.FLOOR)
+  x_k = jnp.take_along_axis(x, ids, 1)
+  if teacher.tail == "renormalize":
+    return jax.nn.log_softmax(x_k), jax.nn.log_softmax(lp)
+  in_k = jnp.zeros(x.shape, bool).at[jnp.arange(len(x))[:, None], ids].set(True)
+  lse_rest = jax.nn.logsumexp(jnp.where(in_k, tile.FLOOR, x), axis=1)
+  x_k = jnp.concatenate([x_k, lse_rest[:, None]], 1)
+  rest = tile.log_rest(lp)[:, 0]
+  rest = jnp.where((lse_rest < tile.DEAD) & (rest < -13.8), tile.FLOOR, rest)
+  return jax.nn.log_softmax(x_k), jnp.concatenate([lp, rest[:, None]], 1)
+
+
+def distill_loss(
+  student, teacher, labels, *, divergence, temperature, weights, hard_weight,
+  soft_weight,
+):  # fmt: skip
+  alive = weights != 0
+  z = logits(student, alive)
+  soft = hard = jnp.zeros(len(z), f32)
+  if teacher is not None:
+    teacher = jax.lax.stop_gradient(teacher)
+    if isinstance(teacher, TopK):
+      x = jnp.maximum(z / temperature, tile.FLOOR)
+      lq, lp = topk_pair(x, teacher, alive)
+    else:
+      lq = log_probs(z, temperature)
+      lp = log_probs(logits(teacher, alive), temperature)
+    dead = jnp.maximum(lq, lp) < tile.DEAD  # see tile.terms
+    lq, lp = jnp.where(dead, -1.0, lq), jnp.where(dead, -1.0, lp)
+    soft = temperature**2 * jnp.where(dead, 0, divergence(lq, lp)).sum(1)
+  if labels is not None:
+    hard = -token_log_probs(z, jnp.where(alive, labels, 0), 1.0)
+  soft, hard = (jnp.where(alive, x, 0) for x in (soft, hard))
+  total = jnp.where(
+    alive, weights * (soft_weight * soft + hard_weight * hard), 0
+  )
+  return total.sum(), Rows(*jax.lax.stop_gradient((soft, hard)))
+
+
+def token_log_probs(z, ids, temperature):
+  lq = log_probs(z, temperature)
+  picked = jnp.take_along_axis(lq, ids[:, None], 1, mode="fill")[:, 0]
+  return jnp.where(ids < 0, jnp.nan, picked)

@@ -1,0 +1,83 @@
+"""What a loss is computed from: logits, heads over hidden states, top-k teachers.
+
+Axes: N rows (tokens or examples), V vocabulary or classes, H hidden, K top-k.
+All of these are pytrees: they pass through jit, vmap, grad and shard_map.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int
+
+
+def _static(default):
+  return dataclasses.field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Logits:
+  """Scores of every class for every row.
+
+  Attributes:
+    values: [N, V], bfloat16 or float32. -inf and -1e30 both mean "never".
+    vocab_size: the true V where `values` has padding columns at the end; they
+      are ignored whatever they hold, and get gradient 0. With `vocab_axis` it
+      is the global V. None: every column counts.
+  """
+
+  values: Float[Array, "N V"]
+  vocab_size: int | None = _static(None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """Scores given as hidden states and the last layer: z = hidden kernel + bias.
+
+  Attributes:
+    hidden: [N, H].
+    kernel: [H, V], the orientation of flax.
+    bias: [V] or None.
+    vocab_size: as in `Logits`.
+  """
+
+  hidden: Float[Array, "N H"]
+  kernel: Float[Array, "H V"]
+  bias: Float[Array, "V"] | None = None
+  vocab_size: int | None = _static(None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TopK:
+  """A teacher of which only the K most likely ids are known.
+
+  Attributes:
+    ids: [N, K] int32, distinct within a row; global ids under `vocab_axis`.
+    log_probs: [N, K], natural log-probabilities at the loss's temperature,
+      normalised over all of V (so they sum to less than 1).
+    tail: what stands for the V - K other ids.
+      "bucket": one further class that holds all of the rest, on both sides:
+      p_rest = 1 - sum_k p_k and q_rest = 1 - sum_k q_k.
+      "renormalize": the rest is dropped and both sides are renormalised over
+      the K ids: p_k / sum_j p_j and q_k / sum_j q_j. The student's mass outside
+      of the K ids is then free.
+  """
+
+  ids: Int[Array, "N K"]
+  log_probs: Float[Array, "N K"]
+  tail: Literal["bucket", "renormalize"] | str = _static("bucket")
+
+
+class Rows(NamedTuple):
+  """Per-row terms for logging, in nats, without gradients; 0 at weight 0.
+
+  Attributes:
+    soft: [N] float32, T^2 D_n.
+    hard: [N] float32, CE_n at T = 1; 0 where no labels were given.
+  """
+
+  soft: Float[Array, "N"]
+  hard: Float[Array, "N"]

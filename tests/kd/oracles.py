@@ -1,0 +1,82 @@
+"""Float64 numpy oracles that share no code with kd, and a comparison."""
+
+import numpy as np
+
+
+def assert_close(actual, expected, rtol=2e-5, atol=0.0):
+  """Fails with the largest absolute and relative error, and where they are."""
+  actual = np.asarray(actual, np.float64)
+  expected = np.asarray(expected, np.float64)
+  if actual.shape != expected.shape:
+    raise AssertionError(f"shapes {actual.shape} and {expected.shape}")
+  same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+  with np.errstate(all="ignore"):
+    absolute = np.where(same, 0.0, np.abs(actual - expected))
+    relative = np.where(same, 0.0, absolute / np.abs(expected))
+    bad = ~(absolute <= atol + rtol * np.abs(expected))
+  if not bad.any():
+    return
+
+  def worst(error):
+    error = np.where(np.isnan(error), np.inf, error)
+    at = np.unravel_index(np.argmax(error), error.shape)
+    return (
+      f"{error[at]:.3g} at {tuple(map(int, at))}: {actual[at]:.9g} for "
+      + (f"{expected[at]:.9g}")
+    )
+
+  raise AssertionError(
+    f"{bad.sum()} of {bad.size} beyond rtol {rtol:g}, atol {atol:g}\n"
+    f"largest absolute error {worst(absolute)}\n"
+    f"largest relative error {worst(relative)}"
+  )
+
+
+def log_softmax(z):
+  z = np.asarray(z, np.float64)
+  z = z - z.max(-1, keepdims=True)
+  return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def kl(p, q):
+  """sum_v p log(p / q), with 0 log 0 = 0."""
+  with np.errstate(divide="ignore", invalid="ignore"):
+    return np.where(p > 0, p * (np.log(p) - np.log(q)), 0.0).sum(-1)
+
+
+def divergence(name, p, q, parameter=None):
+  """D of probabilities, from its definition."""
+  a = parameter
+  if name == "forward_kl":
+    return kl(p, q)
+  if name == "reverse_kl":
+    return kl(q, p)
+  if name == "tvd":
+    return 0.5 * np.abs(p - q).sum(-1)
+  if name == "jsd":
+    m = a * p + (1 - a) * q
+    return 0.0 * m[..., 0] if a in (0, 1) else a * kl(p, m) + (1 - a) * kl(q, m)
+  if name == "skew_kl":
+    return kl(p, a * p + (1 - a) * q)
+  if name == "skew_reverse_kl":
+    return kl(q, a * q + (1 - a) * p)
+  if name == "alpha_divergence":
+    if a == 0:
+      return kl(q, p)
+    if a == 1:
+      return kl(p, q)
+    # 1 - sum p^a q^(1-a), from terms that are each small where p = q nearly.
+    terms = a * p + (1 - a) * q - p**a * q ** (1 - a)
+    return terms.sum(-1) / (a * (1 - a))
+  raise ValueError(name)
+
+
+def numerical_gradient(function, x, step=1e-5):
+  """Central differences of a float64 function of one array."""
+  x = np.asarray(x, np.float64)
+  gradient = np.zeros_like(x)
+  for at in np.ndindex(x.shape):
+    e = np.zeros_like(x)
+    e[at] = step
+    gradient[at] = (function(x + e) - function(x - e)) / (2 * step)
+  return gradient

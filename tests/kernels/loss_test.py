@@ -1,0 +1,201 @@
+"""distill_loss against float64 autodiff of its definition."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from kernels import Head, Logits, TopK, distill_loss, xla
+from tests.kernels import oracle
+
+H_S, H_T = 12, 20
+PLANS = {
+  "reference": "reference",
+  "xla": "xla",
+  "chunked": dataclasses.replace(xla.CPU, chunk=16, width=lambda h, v: 300),
+  "online": dataclasses.replace(xla.ACCELERATOR, chunk=16, logits_dtype=None),
+}
+
+
+def problem(n, v, seed=0, bias=True, scale=1.0):
+  """Returns (student, teacher, labels, weights) as float32 numpy."""
+  rng = np.random.default_rng(seed)
+  normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+  student = (normal(n, H_S), scale * normal(H_S, v) / 2, None)
+  teacher = (normal(n, H_T), scale * normal(H_T, v) / 2, None)
+  if bias:
+    student, teacher = (*student[:2], normal(v)), (*teacher[:2], normal(v))
+  weights = rng.uniform(0.1, 1, n).astype(np.float32)
+  return student, teacher, rng.integers(0, v, n), weights
+
+
+def head(arrays):
+  return Head(*jax.tree.map(jnp.asarray, arrays))
+
+
+def arrays(student):
+  """Returns gradients in the oracle's order, as a tuple."""
+  if isinstance(student, Logits):
+    return (student.values,)
+  return (student.hidden, student.kernel, student.bias)
+
+
+def value_and_grad(student, teacher, **kw):
+  fn = lambda s: distill_loss(s, teacher, **kw)
+  (loss, rows), grads = jax.jit(jax.value_and_grad(fn, has_aux=True))(student)
+  return loss, rows.soft, rows.hard, arrays(grads)
+
+
+def dense(z):
+  return (np.asarray(z[0] @ z[1] + z[2], np.float32),)
+
+
+def top_k(teacher, k, temperature):
+  z = np.asarray(dense(teacher)[0], np.float64) / temperature
+  lp = z - np.logaddexp.reduce(z, axis=1, keepdims=True)
+  ids = np.argsort(-lp, 1)[:, :k]
+  return ids, np.take_along_axis(lp, ids, 1).astype(np.float32)
+
+
+class LossTest(parameterized.TestCase):
+  @parameterized.product(
+    divergence=tuple(oracle.DIVERGENCES),
+    shape=((1, 1003), (37, 257)),
+    implementation=tuple(PLANS),
+  )
+  def test_agrees_with_float64(self, divergence, shape, implementation):
+    student, teacher, labels, weights = problem(*shape)
+    kw = dict(
+      divergence=oracle.DIVERGENCES[divergence],
+      temperature=2.0,
+      weights=weights,
+      labels=labels,
+      hard_weight=0.3,
+      soft_weight=0.7,
+    )
+    want = oracle.loss(student, teacher, **kw)
+    kw.update(weights=jnp.asarray(weights), labels=jnp.asarray(labels))
+    got = value_and_grad(
+      head(student), head(teacher), implementation=PLANS[implementation], **kw
+    )
+    oracle.assert_close(got, want)
+
+  @parameterized.parameters((130, 4999), (37, 1003), (1, 257))
+  def test_larger_shapes_and_logits(self, n, v):
+    student, teacher, _, _ = problem(n, v, seed=1)
+    for s, t in ((student, teacher), (dense(student), dense(teacher))):
+      want = oracle.loss(s, t, oracle.reverse_kl)
+      wrap = head if len(s) > 1 else lambda a: Logits(jnp.asarray(a[0]))
+      for name, plan in PLANS.items():
+        with self.subTest(name):
+          kw = dict(divergence=oracle.reverse_kl, implementation=plan)
+          oracle.assert_close(value_and_grad(wrap(s), wrap(t), **kw), want)
+
+  @parameterized.product(
+    tail=("bucket", "renormalize"),
+    implementation=tuple(PLANS),
+    divergence=("forward_kl", "jsd"),
+  )
+  def test_top_k(self, tail, implementation, divergence):
+    student, teacher, labels, _ = problem(37, 257, scale=2.0)
+    ids, lp = top_k(teacher, 7, 1.5)
+    kw = dict(divergence=oracle.DIVERGENCES[divergence], temperature=1.5)
+    kw.update(labels=labels, hard_weight=0.5)
+    want = oracle.loss(student, (ids, lp, tail), **kw)
+    kw.update(labels=jnp.asarray(labels))
+    got = value_and_grad(
+      head(student),
+      TopK(jnp.asarray(ids, jnp.int32), jnp.asarray(lp), tail),
+      implementation=PLANS[implementation],
+      **kw,
+    )
+    oracle.assert_close(got, want)
+
+  @parameterized.parameters(*PLANS)
+  def test_top_k_of_everything_is_the_dense_loss(self, name):
+    student, teacher, _, _ = problem(5, 9)
+    ids, lp = top_k(teacher, 9, 1.0)
+    want = oracle.loss(student, teacher, oracle.forward_kl)
+    for tail in ("bucket", "renormalize"):
+      topk = TopK(jnp.asarray(ids, jnp.int32), jnp.asarray(lp), tail)
+      kw = dict(divergence=oracle.forward_kl, implementation=PLANS[name])
+      oracle.assert_close(value_and_grad(head(student), topk, **kw), want)
+
+  def test_a_concentrated_top_k_keeps_its_digits(self):
+    student, _, _, _ = problem(4, 300)
+    student = (student[0], student[1], student[2].copy())
+    student[2][:3] += 18  # q_rest of about 1e-6
+    lp = np.log(np.array([[0.9999985, 1e-6, 2e-7]] * 4, np.float32))
+    ids = np.array([[0, 1, 2]] * 4)
+    want = oracle.loss(student, (ids, lp, "bucket"), oracle.forward_kl)
+    for name, plan in PLANS.items():
+      with self.subTest(name):
+        topk = TopK(jnp.asarray(ids), jnp.asarray(lp))
+        kw = dict(divergence=oracle.forward_kl, implementation=plan)
+        oracle.assert_close(value_and_grad(head(student), topk, **kw), want)
+
+  @parameterized.product(
+    divergence=("forward_kl", "reverse_kl", "jsd"),
+    implementation=("xla", "online"),
+  )
+  def test_bfloat16_is_no_worse_than_naive(self, divergence, implementation):
+    student, teacher, _, _ = problem(37, 1003)
+    phi = oracle.DIVERGENCES[divergence]
+    narrow = lambda x: jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), x)
+    student, teacher = narrow(student), narrow(teacher)
+
+    def naive(s):
+      lq = jax.nn.log_softmax((s[0] @ s[1] + s[2]).astype(jnp.float32))
+      z = teacher[0] @ teacher[1] + teacher[2]
+      lp = jax.nn.log_softmax(z.astype(jnp.float32))
+      return phi(lq, lp).sum(1).mean()
+
+    value, _, _, want = oracle.loss(student, teacher, phi)
+    plain = jax.value_and_grad(naive)(student)
+    plan = PLANS[implementation]
+    loss, _, _, grads = value_and_grad(
+      head(student), head(teacher), divergence=phi, implementation=plan
+    )
+    norm = lambda a, b: np.linalg.norm(np.asarray(a, np.float64) - b)
+    for ours, theirs, true in zip(grads, plain[1], want, strict=True):
+      self.assertEqual(ours.dtype, jnp.bfloat16)
+      self.assertLess(norm(ours, true), 1.5 * norm(theirs, true))
+    if implementation == "xla":  # float32 logits: better than naive
+      self.assertLess(abs(loss - value), 1.5 * abs(plain[0] - value) + 1e-6)
+    self.assertLess(abs(loss - value) / value, 5e-3)
+
+  def test_high_temperature_keeps_its_digits(self):
+    student, teacher, _, _ = problem(37, 4999)
+    for name in ("xla", "online"):
+      kw = dict(divergence=oracle.forward_kl, temperature=20.0)
+      want = oracle.loss(student, teacher, **kw)
+      got = value_and_grad(
+        head(student), head(teacher), implementation=PLANS[name], **kw
+      )
+      oracle.assert_close(got, want)
+
+  def test_invariants(self):
+    student, teacher, _, _ = problem(9, 257)
+    z = dense(student)[0]
+    for name, phi in oracle.DIVERGENCES.items():
+      with self.subTest(name):
+        loss, _, _, (dz,) = value_and_grad(
+          Logits(z), Logits(z), divergence=phi, temperature=1.7
+        )
+        self.assertLess(abs(loss), 1e-6)
+        self.assertLess(np.abs(dz).max(), 1e-7)
+        t = Logits(dense(teacher)[0])
+        loss, _, _, (dz,) = value_and_grad(Logits(z), t, divergence=phi)
+        np.testing.assert_allclose(dz.sum(1), 0, atol=1e-6)
+        shifted = distill_loss(Logits(z + 3), t, divergence=phi)[0]
+        np.testing.assert_allclose(shifted, loss, rtol=1e-5)
+        order = np.random.default_rng(0).permutation(257)
+        permuted = Logits(z[:, order]), Logits(t.values[:, order])
+        permuted = distill_loss(*permuted, divergence=phi)[0]
+        np.testing.assert_allclose(permuted, loss, rtol=1e-5)
+
+
+if __name__ == "__main__":
+  absltest.main()
