@@ -122,13 +122,13 @@ def build(
   if question:
     blocks.append(Text(str(question).strip(), "question"))
   blocks.append(Text("\n\n".join(words.verdict(results)), "verdict"))
-  blocks += [Heading("Results"), _main_table(results, look)]
+  blocks += [Heading("Results"), main_table(results, look)]
   blocks.append(Text(_interval_note(results), "note"))
   blocks.append(Heading("Figures"))
   omitted = _omitted(results, tree)
   blocks += _pictures(results, curves, look, omitted, folder)
   blocks += _recall_table(results)
-  blocks += _variant_tables(results, look)
+  blocks += variant_tables(results, look)
   blocks += _seed_table(results, look)
   blocks += _rest_table(results, look)
   blocks += _teacher_table(results)
@@ -137,11 +137,12 @@ def build(
   return blocks
 
 
-def _main_table(results: Results, look) -> Table:
+def main_table(results: Results, look) -> Table:
   metric, arms = results["metric"], results["arms"]
   v, sign = stats.winner(results), stats.direction(metric)
   suffix = "_best" if metric.endswith("_best") else ""
   others = [m + suffix for m in _SECONDARY if m + suffix != metric]
+  others += [f"recall_{c}" for c in omitted_classes(results)]
   others = [m for m in others if any(m in a["metrics"] for a in arms.values())]
   digits = {m: _column_digits(results, m, 3) for m in others}
   digits[metric] = _column_digits(results, metric)
@@ -184,6 +185,16 @@ def _main_table(results: Results, look) -> Table:
     "from 0."
   )
   return Table(caption, columns, rows, left=(0, 1))
+
+
+def omitted_classes(results: Results, most: int = 3) -> list[int]:
+  """Returns the classes that some arm's transfer set omits; none if many."""
+  classes = {
+    c
+    for arm in results["arms"].values()
+    for c in arm.get("config", {}).get("signal", {}).get("omit_classes", ())
+  }
+  return sorted(classes) if len(classes) <= most else []
 
 
 def _interval_note(results: Results) -> str:
@@ -294,7 +305,7 @@ def _recall_table(results: Results) -> list[document.Block]:
   return [Heading("Recall per class"), table]
 
 
-def _variant_tables(results: Results, look) -> list[document.Block]:
+def variant_tables(results: Results, look) -> list[document.Block]:
   """Sets the primary metric beside its _best and _shifted variants."""
   metric = results["metric"].removesuffix("_best").removesuffix("_shifted")
   blocks = []

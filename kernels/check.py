@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from kernels.types import Head, Logits, TopK
 
@@ -18,7 +19,7 @@ def bad(argument: str, got, expected) -> ArgumentError:
 
 def concrete(x) -> np.ndarray | None:
   """Returns x on the host, or None where it is traced or on other hosts."""
-  if x is None or isinstance(x, jax.core.Tracer):
+  if x is None or isinstance(x, Tracer):
     return None
   if isinstance(x, jax.Array) and not x.is_fully_addressable:
     return None

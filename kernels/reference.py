@@ -1,8 +1,8 @@
 """The specification: dense, float32, differentiated by jax.grad.
 
 Clear rather than fast. Other implementations are tested against this one and
-against float64. Arguments are those of `kernels.api`, already validated, weights
-filled in; `vocab_axis` is not supported here.
+against float64. Arguments are those of `kernels.api`, validated, weights filled
+in; there is no `vocab_axis` here.
 """
 
 import jax

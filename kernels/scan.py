@@ -235,7 +235,7 @@ def over_chunks(n: int, c: int, body, init):
 
 
 def at(start, c: int, n: int):
-  """Returns functions that read and write rows start .. start + c of [n, ...]."""
+  """Returns functions that read and write c rows of [n, ...] at start."""
   if c == n:
     return (lambda a: a), (lambda a, x: x.astype(a.dtype))
   read = lambda a: lax.dynamic_slice_in_dim(a, start, c)
@@ -353,7 +353,7 @@ def on_platform(plans, fn, *args):
   """
   branches = {name: functools.partial(fn, plan) for name, plan in plans}
   default = branches.pop("default", None)
-  if not branches:
+  if not branches and default is not None:
     return default(*args)
   return lax.platform_dependent(*args, default=default, **branches)
 

@@ -24,6 +24,12 @@ DEAD = -1e25  # below it on both sides, a column contributes nothing
 TINY = 1e-37  # least probability that phi sees; still a normal float32
 STEEP = 1e30  # bound on |u|: U and q U stay finite for V up to 1e8
 
+ROBUST = frozenset(  # primitives that make no NaN of finite numbers
+  ["add", "add_any", "sub", "mul", "neg", "abs", "sign", "max", "min", "exp",
+   "select_n", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not",
+   "broadcast_in_dim", "convert_element_type", "stop_gradient"]
+)  # fmt: skip
+
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -61,11 +67,39 @@ class Phi:
     fn = lambda lq, q: self.value(consts, lq, lp, q, p)
     tangents = (jnp.ones_like(lq), jnp.maximum(q, TINY))
     value, u = jax.jvp(fn, (lq, q), tangents)
-    return value, jnp.clip(u, -STEEP, STEEP)
+    u = jnp.clip(u, -STEEP, STEEP)
+    if self.robust(lq):
+      return value, u
+    return _determinate(value, q, p), _determinate(u, q, p)
+
+  def robust(self, like) -> bool:
+    """Whether phi is made of operations that give no NaN for finite input."""
+    return _primitives(self._trace(like)[0]) <= ROBUST
 
   def _trace(self, like):
     closed = jax.make_jaxpr(self.divergence)(like, like)
     return closed.jaxpr, closed.consts
+
+
+def _determinate(x, q, p):
+  """Returns x, 0 where it is NaN because a probability vanished.
+
+  (p - q)^2 / (p + q) at p = q = 0, say: an f-divergence has 0 f(0 / 0) = 0. A
+  NaN that came in as an input makes q or p NaN and stays.
+  """
+  return jnp.where(jnp.isnan(x) & (jnp.minimum(q, p) < 1e-15), 0.0, x)
+
+
+def _primitives(jaxpr) -> set[str]:
+  names = set()
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "jit":
+      names |= _primitives(eqn.params["jaxpr"].jaxpr)
+    elif eqn.primitive.name == "exp" and eqn.invars[0] not in jaxpr.invars:
+      names.add("exp of an expression")  # may overflow
+    else:
+      names.add(eqn.primitive.name)
+  return names
 
 
 def _evaluate(
@@ -97,15 +131,13 @@ def scaled(z, inv_t, valid=None):
   return x if valid is None else jnp.where(valid, x, FLOOR)
 
 
-def terms(phi: Phi, consts, lq, lp, q, p, slope: bool):
-  """Returns phi and u (None unless `slope`); 0 where both sides are dead.
+def terms(phi: Phi, consts, lq, lp, q, p):
+  """Returns phi and u; 0 where both sides are dead.
 
   Dead are the columns beyond V and those that caller masked with -inf or -1e30:
   lq and lp there differ by rounding of 1e30, which must not count.
   """
   dead = jnp.maximum(lq, lp) < DEAD
-  if not slope:
-    return jnp.where(dead, 0.0, phi.value(consts, lq, lp, q, p)), None
   value, u = phi.value_and_slope(consts, lq, lp, q, p)
   return jnp.where(dead, 0.0, value), jnp.where(dead, 0.0, u)
 
@@ -116,7 +148,7 @@ def gradient(u, q, total, soft_scale, softmax, onehot, hard_scale):
   Args:
     u, q, total: of the soft term, total = U [C, 1]; None if there is none.
     soft_scale: [C, 1], weights soft_weight T (T^2 of the loss, 1/T of dx/dz).
-    softmax, onehot, hard_scale: of the hard term, or None; [C, 1] for the scale,
+    softmax, onehot, hard_scale: of the hard term, or None; hard_scale [C, 1] is
       weights hard_weight.
   """
   dz = 0.0

@@ -1,4 +1,4 @@
-"""What a loss is computed from: logits, heads over hidden states, top-k teachers.
+"""What a loss is computed from: logits, hidden states and heads, top-k ids.
 
 Axes: N rows (tokens or examples), V vocabulary or classes, H hidden, K top-k.
 All of these are pytrees: they pass through jit, vmap, grad and shard_map.

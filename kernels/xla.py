@@ -4,8 +4,8 @@ Two ways to the same numbers. `stash=True` (CPU): max and sum apart, and the
 exponentials of the first pass are kept for q and p; a chunk sits in cache and
 exp is what costs. `stash=False` (accelerators): max and sum of student and
 teacher in one variadic lax.reduce and nothing kept; memory traffic is what
-costs (compiled for TPU: 5 NV b against 7 with separate maxima, ACCELERATORS.md).
-On this CPU the variadic reduce takes 6.9 ms per 2.1M elements, max and a stashed
+costs (compiled for TPU: 5 NV b, with separate maxima 7; ACCELERATORS.md). On
+this CPU the variadic reduce takes 6.9 ms per 2.1M elements, max and a stashed
 exp with its sum 0.56 ms.
 """
 
@@ -25,7 +25,7 @@ BLOCK = 1 << 18  # numbers of a row block in cache
 
 
 class Softmax(NamedTuple):
-  """log_p = x - m - log s; p = exp(x - m) / s; fix = log s, exact minus used."""
+  """log_p = x - m - log s, p = exp(log_p), lse = m + log s, fix = its error."""
 
   log_p: jax.Array
   p: jax.Array
@@ -118,7 +118,7 @@ def columns(chunk, v: int):
 
 
 def valid_columns(spec, chunk):
-  """Returns [1, V] bool, or None where all columns are within the vocabulary."""
+  """Returns [1, V] bool, or None where no column is padding."""
   v = chunk.z_s.shape[1]
   shards = lax.axis_size(spec.vocab_axis) if spec.vocab_axis else 1
   if spec.vocab_size == v * shards:
@@ -161,7 +161,7 @@ def hard_term(spec, chunk, z, soft: Softmax | None, stash: bool):
 
 
 def dense_rows(spec, chunk, dtype, *, stash: bool):
-  """Row function for Head and Logits teachers, or none (see scan.RowFunction)."""
+  """Row function for Head and Logits teachers, or none."""
   axis = spec.vocab_axis
   valid = valid_columns(spec, chunk)
   hard_z = tile.scaled(chunk.z_s, 1.0, valid)
@@ -182,7 +182,6 @@ def dense_rows(spec, chunk, dtype, *, stash: bool):
       teacher.log_p,
       q,
       teacher.p,
-      slope=True,
     )
     d, total = row_sum(value), row_sum(u)
     # First-order correction for log s (tile.split_log). dD/dlp = D - U for
@@ -233,9 +232,7 @@ def topk_rows(spec, chunk, dtype, *, stash: bool):
     lp = jax.nn.log_softmax(lp)
   lq = jax.nn.log_softmax(x_k)
   q = jnp.exp(lq)
-  value, u = tile.terms(
-    spec.phi, chunk.consts, lq, lp, q, jnp.exp(lp), slope=True
-  )
+  value, u = tile.terms(spec.phi, chunk.consts, lq, lp, q, jnp.exp(lp))
   d = share(value.sum(1), axis)
   total = u.sum(1, keepdims=True)
   ce = jnp.zeros(c, f32)
@@ -303,7 +300,8 @@ def cpu_rule(n: int, v: int, student, teacher) -> int:
 
   GEMMs gain from more rows, memory says stop: 133 MiB of temporaries is a tenth
   of what naive JAX takes on the shapes below. CPU seconds (both cores) of
-  value_and_grad of forward KL, N, H_s, H_t, V; naive JAX; C = 32 / 64 / 128 / 256:
+  value_and_grad of forward KL;
+  N, H_s, H_t, V; naive JAX; C = 32 / 64 / 128 / 256:
   1024, 64, 64, 65536; 1.42; 0.79 / 0.69 / 0.64 / 0.65
   512, 128, 256, 131072; 2.70; 1.90 / 1.48 / 1.33 / -
   1024, 512, 1024, 65536; 4.90; - / 5.03 / 4.33 / 3.89

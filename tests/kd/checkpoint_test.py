@@ -7,10 +7,16 @@ import tempfile
 import chex
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from kd.checkpoint import Checkpoints
 from kd.errors import UserError
+
+# Orbax leaves the reads that it had begun when one of them failed.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:Exception ignored in. <coroutine"
+)
 
 TREE = {
   "weights": jnp.arange(60_000, dtype=jnp.float32).reshape(300, 200),

@@ -54,7 +54,7 @@ def total(phi, lq, lp):
   return phi(jnp.asarray(lq), jnp.asarray(lp)).sum(-1)
 
 
-class DivergencesTest(parameterized.TestCase):
+class DivergencesTest(oracles.TestCase):
   @parameterized.product(case=CASES, classes=(2, 10, 257))
   def test_equals_its_definition(self, case, classes):
     (lq, lp), exact = log_probs(1, 16, classes)
@@ -221,11 +221,11 @@ class DivergencesTest(parameterized.TestCase):
     def loss(a, lq):
       return get(name, a)(lq, lp).sum(-1)
 
-    actual = jax.vmap(loss, (0, None))(values, lq)
+    actual = jax.jit(jax.vmap(loss, (0, None)))(values, lq)
     expected = [total(get(name, float(a)), lq, lp) for a in values]
     oracles.assert_close(actual, np.stack(expected), atol=1e-6)
     slopes = jax.vmap(jax.grad(lambda *a: loss(*a).sum(), (0, 1)), (0, None))
-    chex.assert_tree_all_finite(slopes(values, lq))
+    chex.assert_tree_all_finite(jax.jit(slopes)(values, lq))
 
   def test_centred_of_a_custom_divergence(self):
     (lq, lp), _ = log_probs(11, 8, 10)

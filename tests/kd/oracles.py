@@ -1,6 +1,16 @@
-"""Float64 numpy oracles that share no code with kd, and a comparison."""
+"""Float64 numpy oracles that share no code with kd; a comparison; a base class."""
 
+import jax
 import numpy as np
+from absl.testing import parameterized
+
+
+class TestCase(parameterized.TestCase):
+  """Runs each test with implicit rank promotion as an error."""
+
+  def setUp(self):
+    super().setUp()
+    self.enterContext(jax.numpy_rank_promotion("raise"))
 
 
 def assert_close(actual, expected, rtol=2e-5, atol=0.0):

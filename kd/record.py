@@ -1,0 +1,110 @@
+"""Keep a study's outcome beside its claim: tables are made, never typed.
+
+    python -m kd.record WORKDIR experiments/NAME [--section=SECTION]
+
+Copies into the folder what a reader of the repository needs: results.json
+(less the runs' bulk), the figures that show it, and in README.md the table
+between the marks `<!-- SECTION -->` and `<!-- /SECTION -->`, with how it was
+obtained. Run it again after running the study again.
+"""
+
+import json
+import os
+import shutil
+
+from absl import app, flags
+
+from kd import document, figures, files, report, words
+from kd.errors import UserError
+
+_SECTION = flags.DEFINE_string("section", "results", "The marks in README.md.")
+FIGURES = ("differences", "recall")
+# What is kept of each arm; the workdir has the rest.
+METRICS = ("accuracy", "agreement", "nll", "ece", "brier", "kl_to_teacher")
+
+
+def kept(metric: str, results: dict) -> bool:
+  """Whether a metric goes into the repository."""
+  base = metric.removesuffix("_best").removesuffix("_shifted")
+  omitted = {f"recall_{c}" for c in report.omitted_classes(results)}
+  return base in METRICS or base in omitted or metric == "bias_shift"
+
+
+def small(results: dict) -> dict:
+  """Returns results.json with fewer metrics, and six digits of a number."""
+  slim = {**results, "arms": {}}
+  slim.pop("teacher_reliability", None)
+  for name, arm in results["arms"].items():
+    metrics = {k: v for k, v in arm["metrics"].items() if kept(k, results)}
+    slim["arms"][name] = {**arm, "metrics": metrics}
+    slim["arms"][name].pop("reliability", None)
+  return _rounded(slim)
+
+
+def table(results: dict) -> str:
+  """Returns the record in Markdown: verdict, tables, provenance."""
+  made = results["provenance"]
+  seconds = sum(made["seconds"].values())
+  blocks = [
+    document.Text("\n\n".join(words.verdict(results))),
+    report.main_table(results, figures.styles(results)),
+    *report.variant_tables(results, figures.styles(results)),
+    document.Text(
+      f"Evidence: {made['evidence']}, on {made['device']} ({made['host']}), "
+      f"{seconds:.0f} s, jax {made['versions']['jax']}, commit "
+      f"{made['commit']}: `{made['command']}`"
+    ),
+  ]
+  return document.to_markdown(blocks)
+
+
+def record(workdir: str, folder: str, section: str) -> None:
+  """Writes a finished study's record into a folder of experiments/.
+
+  Raises:
+    UserError: no finished study, or no README.md with the section's marks.
+  """
+  readme = os.path.join(folder, "README.md")
+  first, last = f"<!-- {section} -->", f"<!-- /{section} -->"
+  try:
+    with open(os.path.join(workdir, "results.json")) as f:
+      results = json.load(f)
+    with open(readme, encoding="utf-8") as f:
+      text = f.read()
+  except OSError as error:
+    raise UserError(str(error)) from error
+  before, mark, rest = text.partition(first)
+  _, end, after = rest.partition(last)
+  if not (mark and end):
+    raise UserError(f"{readme}: expected the marks {first} and {last}")
+  suffix = "" if section == "results" else f"-{section}"
+  pictures = []
+  for name in FIGURES:
+    source = os.path.join(workdir, "figures", f"{name}.png")
+    if os.path.exists(source):
+      target = f"{name}{suffix}.png"
+      shutil.copyfile(source, os.path.join(folder, target))
+      pictures.append(f"![{name}]({target})\n")
+  made = table(results).strip()
+  body = "\n\n".join([first, made, *pictures, last])
+  files.write_text(readme, before + body + after)
+  path = os.path.join(folder, f"results{suffix}.json")
+  files.write_text(path, json.dumps(small(results), allow_nan=False) + "\n")
+
+
+def _rounded(node):
+  if isinstance(node, dict):
+    return {k: _rounded(v) for k, v in node.items()}
+  if isinstance(node, list):
+    return [_rounded(v) for v in node]
+  return float(f"{node:.6g}") if isinstance(node, float) else node
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) != 3:
+    raise app.UsageError("expected a workdir and a folder of experiments/")
+  record(argv[1], argv[2], _SECTION.value)
+
+
+if __name__ == "__main__":
+  app.run(main)

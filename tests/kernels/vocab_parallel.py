@@ -1,0 +1,159 @@
+"""Checks vocabulary-parallel losses on 4 virtual devices; run by its test.
+
+Its own process, because XLA_FLAGS must be set before jax starts.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+
+from kernels import Head, Logits, TopK, distill_loss, token_log_probs
+from tests.kernels import oracle
+from tests.kernels.loss_test import PLANS, arrays, dense, head, problem, top_k
+
+P = PartitionSpec
+N, V = 24, 300
+MESH = jax.make_mesh((4,), ("v",), axis_types=(AxisType.Auto,))
+MESH_2D = jax.make_mesh((2, 2), ("d", "v"), axis_types=(AxisType.Auto,) * 2)
+HEAD = Head(P(), P(None, "v"), P("v"))
+
+
+def sharded(fn, specs, out, mesh=MESH, check=True):
+  return jax.jit(
+    jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=out, check_vma=check)
+  )
+
+
+def specs_of(x, head_specs=HEAD):
+  if isinstance(x, Logits):
+    return Logits(P(None, "v"), x.vocab_size)
+  if isinstance(x, TopK):
+    return TopK(P(), P(), x.tail)
+  bias = None if x.bias is None else head_specs.bias
+  return Head(head_specs.hidden, head_specs.kernel, bias, x.vocab_size)
+
+
+def loss_and_grads(student, teacher, inside=True, check=True, **kw):
+  """Returns (loss, soft, hard, gradients) of one device's whole problem."""
+  s_spec, t_spec = specs_of(student), specs_of(teacher)
+
+  def fn(s, t):
+    loss, rows = distill_loss(s, t, vocab_axis="v", **kw)
+    return loss, (rows.soft, rows.hard)
+
+  out = (P(), (P(), P()))
+  if inside:
+    grad = jax.value_and_grad(fn, has_aux=True)
+    whole = sharded(grad, (s_spec, t_spec), (out, s_spec))
+  else:
+    fn = sharded(fn, (s_spec, t_spec), out, check=check)
+    whole = jax.jit(jax.value_and_grad(fn, has_aux=True))
+  (loss, rows), grads = whole(student, teacher)
+  text = whole.lower(student, teacher).compile().as_text()
+  return (loss, *rows, arrays(grads)), text
+
+
+def reductions(text: str, shape: str) -> int:
+  """Returns how many arrays of a shape are all-reduced."""
+  results = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+  return sum(len(re.findall(rf"f32\[{shape}\]", r)) for r in results)
+
+
+def check_losses():
+  student, teacher, labels, weights = problem(N, V)
+  labels, weights = jnp.asarray(labels), jnp.asarray(weights)
+  kw = dict(divergence=oracle.jsd(0.3), temperature=2.0, weights=weights)
+  kw.update(labels=labels, hard_weight=0.5)
+  s, t = head(student), head(teacher)
+  topk = top_k(teacher, 7, 2.0)
+  topk = (jnp.asarray(topk[0], jnp.int32), jnp.asarray(topk[1]))
+  pairs = {
+    "head": (s, t),
+    "logits": (Logits(dense(student)[0]), Logits(dense(teacher)[0])),
+    "bucket": (s, TopK(*topk)),
+    "renormalize": (s, TopK(*topk, "renormalize")),
+  }
+  for name, (a, b) in pairs.items():
+    fn = lambda a, b=b: distill_loss(a, b, **kw)
+    (loss, rows), grads = jax.value_and_grad(fn, has_aux=True)(a)
+    want = (loss, rows.soft, rows.hard, arrays(grads))
+    for plan in ("xla", "chunked", "online"):
+      got, text = loss_and_grads(a, b, implementation=PLANS[plan], **kw)
+      oracle.assert_close(got, want, 1e-5)
+      if isinstance(a, Head):
+        assert reductions(text, f"{N},12") == 1, (name, plan)
+    for check in (True, False):  # differentiated from outside of shard_map
+      got, _ = loss_and_grads(a, b, inside=False, check=check, **kw)
+      oracle.assert_close(got, want, 1e-5)
+
+
+def check_ragged():
+  student, teacher, labels, _ = problem(N, V - 3)
+  kw = dict(divergence=oracle.DIVERGENCES["log_ratio"], temperature=2.0)
+  kw.update(labels=jnp.asarray(labels), hard_weight=0.5)
+  want = oracle.loss(student, teacher, **kw)
+  pad = lambda x, value: np.concatenate(
+    [x, np.full((*x.shape[:-1], 3), value, np.float32)], -1
+  )
+  for bias, size in ((-1e30, None), (-np.inf, None), (7.0, V - 3)):
+    s, t = (Head(a, pad(b, 0), pad(c, bias), size)
+            for a, b, c in (student, teacher))  # fmt: skip
+    got, _ = loss_and_grads(s, t, **kw)
+    grads = (got[3][0], *(g[..., : V - 3] for g in got[3][1:]))
+    oracle.assert_close((*got[:3], *grads), (*want[:3], *want[3]))
+
+
+def check_rows_sharded_too():
+  """Rows over one axis, V over the other; weights count globally."""
+  student, teacher, _, _ = problem(N, V)
+  kw = dict(divergence=oracle.forward_kl)
+  want = oracle.loss(student, teacher, **kw)
+  weights = jnp.full(N, 1 / N)
+  spec = Head(P("d"), P(None, "v"), P("v"))
+
+  def fn(s, t, w):
+    loss, rows = distill_loss(s, t, weights=w, vocab_axis="v", **kw)
+    return jax.lax.psum(loss, "d"), (rows.soft, rows.hard)
+
+  grad = jax.value_and_grad(fn, has_aux=True)
+  out = ((P(), (P("d"), P("d"))), spec)
+  whole = sharded(grad, (spec, spec, P("d")), out, MESH_2D)
+  (loss, rows), grads = whole(head(student), head(teacher), weights)
+  oracle.assert_close((loss, *rows, arrays(grads)), want)
+  text = whole.lower(head(student), head(teacher), weights).compile().as_text()
+  assert reductions(text, f"{N // 2},12") == 1
+
+
+def check_scores():
+  student, _, ids, g = problem(N, V)
+  ids = jnp.asarray(ids)
+  for x in (head(student), Logits(dense(student)[0])):
+    spec = specs_of(x)
+    for plan in ("xla", "chunked", "online"):
+
+      def fn(x, plan=plan):
+        out = token_log_probs(
+          x, ids, temperature=1.5, vocab_axis="v", implementation=PLANS[plan]
+        )
+        return (g * out).sum(), out
+
+      whole = sharded(jax.grad(fn, has_aux=True), (spec,), (spec, P()))
+      grads, out = whole(x)
+      arrays_64 = student if isinstance(x, Head) else dense(student)
+      want = oracle.token_log_probs(arrays_64, ids, 1.5, g)
+      oracle.assert_close((out, arrays(grads)), want, 1e-5)
+      if isinstance(x, Head):
+        text = whole.lower(x).compile().as_text()
+        assert reductions(text, f"{N},12") == 1, plan
+
+
+if __name__ == "__main__":
+  assert jax.device_count() == 4
+  check_losses()
+  check_ragged()
+  check_rows_sharded_too()
+  check_scores()
+  print("all agree")
