@@ -53,10 +53,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     objective="list_net", samples=16, scores="log_probs", temperature=4.0
   )
   naive = dict(votes, candidates="all", ties="index")
-  small = dict(
-    baseline="hard_110",
-    signal=dict(labelled=False, omit_classes=(), size=110),
-  )
+  draw = dict(labelled=False, omit_classes=(), size=110)
+  small = dict(baseline="hard_110", signal=draw)
   config.arms = dict(
     hard=dict(objective="hard", target="truth"),
     soft=soft,
@@ -75,7 +73,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     soft_110=dict(small, **soft),
     # At T = 1, which validation prefers here (experiments/LOG.md).
     frequencies_110=dict(
-      dict(small, signal=dict(small["signal"], temperature=1.0)),
+      baseline="hard_110",
+      signal=dict(draw, temperature=1.0),
       **dict(frequencies, temperature=1.0),
     ),
     rank_110=dict(small, **rank),

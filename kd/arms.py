@@ -176,14 +176,15 @@ def _partial_plackett_luce(student: Outputs, signal: Signal, *, k) -> Loss:
 
 OPTIMIZER = ("learning_rate", "weight_decay", "momentum")  # arms' numbers
 RANKED = {"samples": SAMPLES, "scores": SCORES}
-DIVERGENCES: dict[str, Keys] = {
+SHARE = config.number(low=0, high=1)
+DIVERGENCES: dict[str, Keys] = {  # and the parameters of each
   "forward_kl": {},
   "reverse_kl": {},
   "tvd": {},
-  "jsd": {"beta": config.number(above=0, below=1)},
-  "skew_kl": {"alpha": config.number(low=0, below=1)},
-  "skew_reverse_kl": {"alpha": config.number(low=0, below=1)},
-  "alpha_divergence": {"alpha": config.number()},
+  "jsd": {"beta": SHARE},
+  "skew_kl": {"alpha": SHARE},
+  "skew_reverse_kl": {"alpha": SHARE},
+  "alpha_divergence": {"alpha": SHARE},
 }
 OBJECTIVES: dict[str, Objective] = {
   "hard": Objective(_hard, {"target": TARGET}),

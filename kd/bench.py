@@ -1,6 +1,6 @@
 """Time a study's training against a Python loop over a jitted step.
 
-    python -m kd.bench [--out=docs/performance.json] [--repeats=5]
+    python -m kd.bench [--repeats=5] [--doc=docs/performance.md]
 
 Both do the same: A arms (temperatures 1, 2, 4, 8, 20) x S seeds of an MLP on
 the same random data, Adam, on the present device. "loop" trains one run after
@@ -28,7 +28,9 @@ from flax import nnx
 from kd import arms, config, files, signals, train
 from kd.feed import Setup, Transfer, gather, intervals, resident, transfer_of
 
-_OUT = flags.DEFINE_string("out", "", "Where to write the JSON; none if empty.")
+_DOC = flags.DEFINE_string(
+  "doc", "", "A file whose section <!-- arms --> is to hold the table."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Times that each is timed.")
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 20.0)
@@ -138,7 +140,7 @@ def loop(hidden: tuple[int, ...]) -> Callable[[], Any]:
 
   @jax.jit
   def start(seed):
-    params, rest = init(jax.random.key(seed))
+    params, rest = init(train.init_key(seed))
     return params, rest, tx.init(params)
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -204,34 +206,41 @@ def measure(hidden: tuple[int, ...], repeats: int) -> dict[str, Any]:
   }
 
 
+def table(rows: list[dict[str, Any]], repeats: int) -> str:
+  """Returns the measurements as Markdown."""
+  device = jax.devices()[0]
+  lines = [
+    f"{len(TEMPERATURES)} arms x {SEEDS} seeds, {STEPS} steps of batch "
+    f"{BATCH}, Adam, float32; medians of {repeats} in turn, compilation left "
+    f"out (in brackets: the first call, with it). Evidence: run, on "
+    f"{jax.device_count()} x {device.device_kind} ({os.cpu_count()} cores), "
+    f"jax {jax.__version__}, by `python -m kd.bench`.",
+    "",
+    "| student | Python loop (s) | vmapped (s) | one after another (s) "
+    "| auto takes | loop / auto |",
+    "| :-- | --: | --: | --: | :-- | --: |",
+  ]
+  for row in rows:
+    times = [
+      f"{row[f'{way}_seconds']:.2f} ({row[f'{way}_first_seconds']:.1f})"
+      for way in ("loop", "vmap", "map")
+    ]
+    low, high = row["loop_over_auto_range"]
+    lines.append(
+      f"| {row['student']} | {' | '.join(times)} | {row['auto']} "
+      f"| **{row['loop_over_auto']:.1f}** [{low:.1f}, {high:.1f}] |"
+    )
+  return "\n".join(lines)
+
+
 def main(argv: list[str]) -> None:
   del argv
   rows = []
   for hidden in STUDENTS:
-    row = measure(hidden, _REPEATS.value)
-    rows.append(row)
-    print(
-      f"{row['student']:>15}  loop {row['loop_seconds']:7.2f} s  "
-      f"vmap {row['vmap_seconds']:7.2f} s  map {row['map_seconds']:7.2f} s  "
-      f"auto is {row['auto']}: {row['loop_over_auto']:.1f} times the loop's "
-      f"speed",
-      flush=True,
-    )
-  if _OUT.value:
-    device = jax.devices()[0]
-    files.write_json(
-      _OUT.value,
-      {
-        "device": f"{jax.device_count()} x {device.device_kind}",
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "runs": f"{len(TEMPERATURES)} arms x {SEEDS} seeds",
-        "steps": STEPS,
-        "batch_size": BATCH,
-        "repeats": _REPEATS.value,
-        "rows": rows,
-      },
-    )
+    rows.append(measure(hidden, _REPEATS.value))
+    print(table(rows[-1:], _REPEATS.value).splitlines()[-1], flush=True)
+  if _DOC.value:
+    files.replace_section(_DOC.value, "arms", table(rows, _REPEATS.value))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import json
 import os
 from typing import Any
 
+from kd.errors import UserError
+
 
 def write_text(path: str, text: str) -> None:
   """Writes a text beside `path` and renames it, so that no reader sees half.
@@ -21,3 +23,22 @@ def write_text(path: str, text: str) -> None:
 def write_json(path: str, value: Any) -> None:
   """Writes strict JSON (no NaN), indented; see `write_text`."""
   write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def replace_section(path: str, name: str, body: str) -> None:
+  """Replaces what stands between `<!-- name -->` and `<!-- /name -->`.
+
+  Raises:
+    UserError: the file or the marks are missing.
+  """
+  first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+  try:
+    with open(path, encoding="utf-8") as f:
+      text = f.read()
+  except OSError as error:
+    raise UserError(str(error)) from error
+  before, mark, rest = text.partition(first)
+  _, end, after = rest.partition(last)
+  if not (mark and end):
+    raise UserError(f"{path}: expected the marks {first} and {last}")
+  write_text(path, f"{before}{first}\n\n{body.strip()}\n\n{last}{after}")

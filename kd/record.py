@@ -64,19 +64,11 @@ def record(workdir: str, folder: str, section: str) -> None:
   Raises:
     UserError: no finished study, or no README.md with the section's marks.
   """
-  readme = os.path.join(folder, "README.md")
-  first, last = f"<!-- {section} -->", f"<!-- /{section} -->"
   try:
     with open(os.path.join(workdir, "results.json")) as f:
       results = json.load(f)
-    with open(readme, encoding="utf-8") as f:
-      text = f.read()
   except OSError as error:
     raise UserError(str(error)) from error
-  before, mark, rest = text.partition(first)
-  _, end, after = rest.partition(last)
-  if not (mark and end):
-    raise UserError(f"{readme}: expected the marks {first} and {last}")
   suffix = "" if section == "results" else f"-{section}"
   pictures = []
   for name in FIGURES:
@@ -84,10 +76,9 @@ def record(workdir: str, folder: str, section: str) -> None:
     if os.path.exists(source):
       target = f"{name}{suffix}.png"
       shutil.copyfile(source, os.path.join(folder, target))
-      pictures.append(f"![{name}]({target})\n")
-  made = table(results).strip()
-  body = "\n\n".join([first, made, *pictures, last])
-  files.write_text(readme, before + body + after)
+      pictures.append(f"![{name}]({target})")
+  body = "\n\n".join([table(results).strip(), *pictures])
+  files.replace_section(os.path.join(folder, "README.md"), section, body)
   path = os.path.join(folder, f"results{suffix}.json")
   files.write_text(path, json.dumps(small(results), allow_nan=False) + "\n")
 

@@ -106,12 +106,17 @@ def define(student: Mapping, task: data.Task):
   return graphdef, init
 
 
+def init_key(seed) -> Array:
+  """Returns the key of a seed's initialisation; its steps use another."""
+  return jax.random.fold_in(jax.random.key(seed), 0)
+
+
 def make_init(groups: Sequence[Group], setup: Setup):
   """Returns the compiled start: seeds [S] -> the state before the first step,
   a tuple with one entry for each group, of arrays [S, A, ...]."""
 
   def one_seed(seed):
-    key = jax.random.fold_in(jax.random.key(seed), 0)
+    key = init_key(seed)
     return tuple(one_group(group, key) for group in groups)
 
   def one_group(group, key):

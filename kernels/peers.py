@@ -80,13 +80,13 @@ def _compiled(fn, inputs: Inputs) -> Step:
 def ours(implementation: str):
   def variant(inputs, divergence: str, labels: bool) -> Step:
     def fn(h, w, h_t, w_t, y):
-      hard = dict(labels=y, hard_weight=1.0) if labels else {}
       return distill_loss(
         Head(h, w),
         Head(h_t, w_t),
         divergence=DIVERGENCES[divergence],
+        labels=y if labels else None,
+        hard_weight=1.0 if labels else 0.0,
         implementation=implementation,
-        **hard,
       )[0]
 
     return _compiled(fn, inputs)

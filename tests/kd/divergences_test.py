@@ -84,10 +84,10 @@ class DivergencesTest(oracles.TestCase):
     for i, rtol in enumerate((1e-4, 2e-5, 2e-5)):
       oracles.assert_close(actual[i], expected[i], rtol=rtol, atol=1e-12)
 
-  @parameterized.product(case=CASES, classes=(2, 10))
+  @parameterized.product(case=CASES, classes=(10,))
   def test_gradient(self, case, classes):
     (_, lp), _ = log_probs(3, 1, classes)
-    z = np.random.default_rng(4).normal(size=(4, classes))
+    z = np.random.default_rng(4).normal(size=(4, 1, classes))
     p = np.exp(np.float64(lp))
 
     def exact(z):

@@ -1,4 +1,4 @@
-"""Float64 numpy oracles that share no code with kd; a comparison; a base class."""
+"""Float64 numpy oracles that share no code with kd, and what tests share."""
 
 import jax
 import numpy as np

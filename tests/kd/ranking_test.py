@@ -98,7 +98,7 @@ def lists(seed, items, ties, rows=12):
 
 class RankingTest(oracles.TestCase):
   @parameterized.product(
-    name=tuple(LOSSES), items=(1, 2, 10), ties=(True, False)
+    name=tuple(LOSSES), items=(1, 10), ties=(True, False)
   )
   def test_value(self, name, items, ties):
     s, t = lists(0, items, ties)
@@ -280,15 +280,13 @@ class PairwiseTest(oracles.TestCase):
 
 
 class PartialPlackettLuceTest(oracles.TestCase):
-  @parameterized.parameters(
-    (2, 1), (2, 2), (10, 1), (10, 4), (10, 10), (257, 16)
-  )
+  @parameterized.parameters((2, 1), (10, 4), (10, 10), (257, 16))
   def test_value(self, classes, k):
     rng = np.random.default_rng(18)
     for scale in (0.2, 2.0, 20.0):
       z = np.float32(scale * rng.normal(size=(6, classes)))
       ids = np.argsort(rng.random(z.shape), axis=-1)[:, :k]
-      actual = ranking.partial_plackett_luce(jnp.array(z), jnp.array(ids))
+      actual = jax.jit(ranking.partial_plackett_luce)(z, ids)
       expected = [partial(a, b) for a, b in zip(z, ids, strict=True)]
       oracles.assert_close(actual, expected, atol=1e-6)
 

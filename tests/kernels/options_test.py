@@ -1,6 +1,7 @@
 """Masks, extremes, vmap, what is differentiated, what compiles, what raises."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -230,6 +231,18 @@ class TransformTest(parameterized.TestCase):
       ).sum()
       compiled = jax.jit(jax.value_and_grad(fn)).lower(head(student)).compile()
       self.assertNotRegex(compiled.as_text(), rf"\[{n},{V}\]")
+
+  @parameterized.parameters("tpu", "cuda")
+  def test_auto_follows_the_platform_lowered_for(self, platform):
+    student, teacher, _, _ = problem(N, V)
+    kw = dict(divergence=oracle.forward_kl)
+    fn = lambda s: distill_loss(s, head(teacher), **kw)[0]
+    traced = jax.jit(jax.grad(fn)).trace(head(student))
+    # One reduce with four results stands for two maxima and two sums.
+    online = re.compile(r"%\d+:4 = stablehlo.reduce\(")
+    self.assertNotRegex(traced.lower().as_text(), online)
+    there = traced.lower(lowering_platforms=(platform,)).as_text()
+    self.assertRegex(there, online)
 
   def test_x64_mode_changes_nothing(self):
     student, teacher, labels, _ = problem(N, V)

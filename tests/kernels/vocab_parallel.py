@@ -16,15 +16,16 @@ from tests.kernels.loss_test import PLANS, arrays, dense, head, problem, top_k
 
 P = PartitionSpec
 N, V = 24, 300
-MESH = jax.make_mesh((4,), ("v",), axis_types=(AxisType.Auto,))
-MESH_2D = jax.make_mesh((2, 2), ("d", "v"), axis_types=(AxisType.Auto,) * 2)
 HEAD = Head(P(), P(None, "v"), P("v"))
 
 
-def sharded(fn, specs, out, mesh=MESH, check=True):
-  return jax.jit(
-    jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=out, check_vma=check)
+def sharded(fn, specs, out, axes=(("v", 4),), check=True):
+  names, sizes = zip(*axes, strict=True)
+  mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(axes))
+  fn = jax.shard_map(
+    fn, mesh=mesh, in_specs=specs, out_specs=out, check_vma=check
   )
+  return jax.jit(fn)
 
 
 def specs_of(x, head_specs=HEAD):
@@ -120,7 +121,7 @@ def check_rows_sharded_too():
 
   grad = jax.value_and_grad(fn, has_aux=True)
   out = ((P(), (P("d"), P("d"))), spec)
-  whole = sharded(grad, (spec, spec, P("d")), out, MESH_2D)
+  whole = sharded(grad, (spec, spec, P("d")), out, (("d", 2), ("v", 2)))
   (loss, rows), grads = whole(head(student), head(teacher), weights)
   oracle.assert_close((loss, *rows, arrays(grads)), want)
   text = whole.lower(head(student), head(teacher), weights).compile().as_text()

@@ -1,0 +1,191 @@
+"""What each objective makes of a signal, through the table of arms."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from kd import arms, models, signals
+from kd.arms import OBJECTIVES
+from tests.kd import small
+
+B, H, V, K = 6, 4, 5, 8
+RNG = np.random.default_rng(0)
+HIDDEN = RNG.normal(size=(B, H)).astype(np.float32)
+KERNEL = RNG.normal(size=(H, V)).astype(np.float32)
+LOGITS = HIDDEN.astype(np.float64) @ KERNEL
+TEACHER = 2 * RNG.normal(size=(B, V)).astype(np.float32)
+TRUTH = RNG.integers(0, V, B)
+SIGNAL = signals.make(TEACHER, TRUTH, samples=K, temperature=2.0, seed=0)
+IDS = np.asarray(SIGNAL.samples.ids)
+STUDENT = models.Outputs(
+  jnp.asarray(HIDDEN), jnp.asarray(KERNEL), jnp.zeros(V, jnp.float32)
+)
+
+
+def log_softmax(x):
+  x = np.asarray(x, np.float64)
+  x = x - x.max(-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def loss(name, **keys):
+  return np.asarray(OBJECTIVES[name].loss(STUDENT, SIGNAL, **keys))
+
+
+class ObjectiveTest(parameterized.TestCase):
+  def test_hard_targets(self):
+    logs = log_softmax(LOGITS)
+    for target, ids in (("truth", TRUTH), ("answer", TEACHER.argmax(-1))):
+      expected = -logs[np.arange(B), ids]
+      np.testing.assert_allclose(
+        loss("hard", target=target), expected, rtol=1e-5
+      )
+
+  @parameterized.parameters(1.0, 4.0)
+  def test_frequencies_of_the_first_samples(self, temperature):
+    found = loss("frequencies", samples=6, temperature=temperature)
+    lq = log_softmax(LOGITS / temperature)
+    for b in range(B):
+      p = np.bincount(IDS[b, :6], minlength=V) / 6
+      expected = sum(
+        p[v] * (np.log(p[v]) - lq[b, v]) for v in np.flatnonzero(p)
+      )
+      np.testing.assert_allclose(found[b], temperature**2 * expected, rtol=2e-5)
+
+  @parameterized.parameters("log_probs", "votes")
+  def test_list_net_over_the_distinct_answers(self, scores):
+    t = 2.0  # at which the samples were drawn
+    found = loss("list_net", samples=K, scores=scores, temperature=t)
+    lp = log_softmax(TEACHER / t)
+    for b in range(B):
+      ids, votes = np.unique(IDS[b], return_counts=True)
+      own = lp[b, ids] if scores == "log_probs" else np.log(votes)
+      target = np.exp(log_softmax(own))
+      expected = -(target * log_softmax(LOGITS[b, ids] / t)).sum()
+      np.testing.assert_allclose(found[b], t**2 * expected, rtol=2e-5)
+
+  def test_plackett_luce_by_votes_is_over_what_was_sampled(self):
+    found = loss(
+      "plackett_luce",
+      samples=K,
+      scores="votes",
+      candidates="sampled",
+      ties="average",
+    )
+    for b in range(B):
+      ids, votes = np.unique(IDS[b], return_counts=True)
+      s = np.exp(LOGITS[b, ids])
+      total = 0.0
+      for i, vote in enumerate(votes):
+        tied = np.flatnonzero(votes == vote)
+        share = 1 - list(tied).index(i) / len(tied)
+        total += np.log(s[votes < vote].sum() + share * s[tied].sum())
+        total -= LOGITS[b, ids[i]]
+      np.testing.assert_allclose(found[b], total / len(ids), rtol=2e-5)
+
+  def test_one_distinct_answer_teaches_no_ranking(self):
+    sure = signals.make(
+      100 * np.eye(V)[TRUTH], None, samples=K, temperature=1.0, seed=0
+    )
+    ranked = {"samples": K, "scores": "votes"}
+    for name, keys in (
+      ("list_net", {"temperature": 1.0}),
+      ("plackett_luce", {"candidates": "sampled", "ties": "average"}),
+      ("pairwise_logistic", {"candidates": "sampled", "weights": None}),
+    ):
+      found = OBJECTIVES[name].loss(STUDENT, sure, **ranked, **keys)
+      np.testing.assert_allclose(found, 0, atol=1e-6)
+
+  def test_partial_plackett_luce_of_one_is_the_hard_answer(self):
+    np.testing.assert_allclose(
+      loss("partial_plackett_luce", k=1),
+      loss("hard", target="answer"),
+      rtol=1e-5,
+    )
+
+  def test_every_objective_is_finite_with_its_gradient_at_extremes(self):
+    wild = signals.make(
+      1e4 * TEACHER, TRUTH, samples=K, temperature=2.0, seed=0
+    )
+    student = models.Outputs(STUDENT.hidden * 1e4, STUDENT.kernel, STUDENT.bias)
+    keys = {
+      "hard": {"target": "answer"},
+      "soft": {"temperature": 4.0, "divergence": "reverse_kl"},
+      "dkd": {"alpha": 1.0, "beta": 8.0, "temperature": 4.0, "target": "truth"},
+      "dist": {"beta": 1.0, "gamma": 1.0, "temperature": 4.0},
+      "frequencies": {"samples": K, "temperature": 4.0},
+      "list_net": {"samples": K, "scores": "log_probs", "temperature": 2.0},
+      "plackett_luce": {
+        "samples": K,
+        "scores": "votes",
+        "candidates": "all",
+        "ties": "index",
+      },
+      "pairwise_logistic": {
+        "samples": K,
+        "scores": "log_probs",
+        "candidates": "sampled",
+        "weights": "difference",
+      },
+      "partial_plackett_luce": {"k": 3},
+    }
+    self.assertCountEqual(keys, OBJECTIVES)
+    for name, own in keys.items():
+
+      def total(student, name=name, own=own):
+        return OBJECTIVES[name].loss(student, wild, **own).sum()
+
+      value, gradient = jax.value_and_grad(total)(student)
+      chex.assert_tree_all_finite((value, gradient))
+
+
+class SumTest(absltest.TestCase):
+  def test_a_sum_is_the_weighted_sum_of_its_parts(self):
+    both = {
+      "objective": "hard + soft",
+      "hard": {"target": "answer", "weight": 0.25},
+      "soft": {"temperature": 2.0, "divergence": "tvd", "weight": 3.0},
+    }
+    (group,) = arms.group(small.settings({"both": both})["arms"], V)
+    (part,) = group.parts
+    numbers = jax.tree.map(lambda x: x[0], part.numbers)
+    expected = 0.25 * loss("hard", target="answer") + 3.0 * loss(
+      "soft", temperature=2.0, divergence="tvd"
+    )
+    np.testing.assert_allclose(
+      part.loss(STUDENT, SIGNAL, numbers), expected, rtol=1e-6
+    )
+
+
+class GroupTest(absltest.TestCase):
+  def test_what_makes_a_group_and_a_part(self):
+    made = small.settings(
+      {
+        "hard": small.HARD,
+        "soft": small.SOFT,
+        "warm": {**small.SOFT, "temperature": 9.0},
+        "fast": {**small.SOFT, "train": {"learning_rate": 0.1}},
+        "wide": {**small.SOFT, "student": {"hidden": (64,)}},
+        "few": {**small.SOFT, "signal": {"size": 50}},
+        "sgd": {**small.SOFT, "train": {"optimizer": "sgd"}},
+      }
+    )
+    groups = arms.group(made["arms"], V)
+    self.assertEqual(
+      [[part.names for part in group.parts] for group in groups],
+      [
+        [("hard",), ("soft", "warm", "fast")],
+        [("wide",)],
+        [("few",)],
+        [("sgd",)],
+      ],
+    )
+    np.testing.assert_allclose(
+      groups[0].numbers["learning_rate"], [3e-3, 3e-3, 3e-3, 0.1]
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()
