@@ -7,10 +7,11 @@ itself, whole or not at all; so a study that was stopped anywhere continues
 with the same command, and ends with the same numbers.
 """
 
+import dataclasses
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,12 +50,14 @@ def log_devices() -> None:
 
 
 def run(
-  study: Mapping[str, Any], folder: str | None = None, phase: str = ""
+  study_config: Mapping[str, Any],
+  folder: str | None = None,
+  phase: str = "",
 ) -> dict[str, Any] | None:
   """Runs a study, or continues it.
 
   Args:
-    study: a config (kd.config).
+    study_config: a config (kd.config).
     folder: the workdir; None is runs/STUDY-HASH.
     phase: "P" runs up to phase P, "P:" from it on, "P:Q" from P to Q; "" runs
       all. Phases before the first must have been run.
@@ -66,19 +69,23 @@ def run(
     UserError: a mistake in the config, the workdir or a file; before any
       compute where that is possible.
   """
-  settings = config.resolve(study)
+  settings = config.resolve(study_config)
   first, last = _range(phase)
   teacher.check(settings["teacher"])
   arms.group(settings["arms"], MANY_CLASSES)
   task = data.load(settings["task"])
   groups = arms.group(settings["arms"], task.num_classes)
+  teacher.check(settings["teacher"], task)
   _check_evaluate(settings, task)
+  seeds = [settings["seed"] + s for s in range(settings["seeds"])]
+  drawn = _draw(groups, settings, task, seeds)
   folder = folder or workdir.default(settings)
   need = _bytes_needed(groups, settings, task)
   try:
     with workdir.claim(folder, settings, need):
       logging.info("study %s in %s", settings["study"], folder)
-      return _Study(settings, task, groups, folder).run(first, last)
+      study = _Study(settings, task, groups, seeds, drawn, folder)
+      return study.run(first, last)
   # Orbax and TFDS wrap the system's error in kinds of their own.
   except Exception as error:
     if os.strerror(errno.ENOSPC) not in str(error):
@@ -89,15 +96,23 @@ def run(
     ) from error
 
 
+@dataclasses.dataclass
 class _Study:
-  """One run of a study: what its phases share."""
+  """One run of a study: what its phases share.
 
-  def __init__(self, settings, task, groups, folder):
-    self.settings, self.task, self.groups = settings, task, groups
-    self.folder = folder
-    self.clock = workdir.Clock(folder)
-    self.batch = settings["evaluate"]["batch_size"]
-    self.seeds = [settings["seed"] + s for s in range(settings["seeds"])]
+  `drawn` maps each transfer set to its pool's first row, and each seed's rows.
+  """
+
+  settings: Mapping[str, Any]
+  task: data.Task
+  groups: Sequence[arms.Group]
+  seeds: Sequence[int]
+  drawn: Mapping[str, tuple[int, np.ndarray]]
+  folder: str
+
+  def __post_init__(self):
+    self.clock = workdir.Clock(self.folder)
+    self.batch = self.settings["evaluate"]["batch_size"]
 
   def run(self, first: int, last: int) -> dict[str, Any] | None:
     self._require(first)
@@ -152,59 +167,42 @@ class _Study:
       log.close()
 
   def _label(self) -> dict[str, Transfer]:
-    """Labels each pool once, and draws each seed's rows of it."""
+    """Labels each pool once, and gives each transfer set its rows of it."""
     os.makedirs(os.path.join(self.folder, "signals"), exist_ok=True)
-    pools: dict[str, tuple[signals.Signal, int]] = {}
+    pools: dict[str, signals.Signal] = {}
     transfers = {}
     for group in self.groups:
-      section = group.signal
-      pool = {k: v for k, v in section.items() if k not in DRAW}
+      name = transfer_of(group.signal)
+      start, rows = self.drawn[name]
+      pool = {k: v for k, v in group.signal.items() if k not in DRAW}
       key = transfer_of(pool)
       if key not in pools:
-        pools[key] = self._pool(pool)
-      signal, start = pools[key]
-      labels = self.task.train.labels()[start:]
-      rows = [
-        start + data.subset(labels, seed=seed, **{k: section[k] for k in DRAW})
-        for seed in self.seeds
-      ]
-      transfers[transfer_of(section)] = Transfer(
-        self.task.train, signal, np.stack(rows), start
-      )
+        pools[key] = self._pool(pool, start)
+      transfers[name] = Transfer(self.task.train, pools[key], rows, start)
     return transfers
 
-  def _pool(self, pool: Mapping[str, Any]) -> tuple[signals.Signal, int]:
-    """Returns a pool's signal, labelled now or read, and its first row."""
-    split, task = self.task.train, self.task
-    start = 0
-    if pool["pool"] == "rest":
-      start = max(1, round(self.teacher.fraction * len(split)))
-    if start >= len(split):
-      raise UserError(
-        f"signal.pool = 'rest': the teacher saw all {len(split)} training "
-        f"examples; expected teacher.fraction < 1, or signal.pool = 'train'"
-      )
+  def _pool(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
+    """Returns a pool's signal, labelled now, or read."""
+    split = self.task.train
     expected = {
       "signal": dict(pool),
       "rows": [start, len(split)],
       "teacher": self.teacher.fingerprint,
-      "task": task.fingerprint,
-      "num_classes": task.num_classes,
+      "task": self.task.fingerprint,
+      "num_classes": self.task.num_classes,
     }
     folder = os.path.join(self.folder, "signals", workdir.digest(pool))
     if not store.exists(folder):
       rows = np.arange(start, len(split))
-      logits = self.teacher.logits(split, rows, task, self.batch)
-      truth = split.labels()[start:] if pool["labelled"] else None
       made = signals.make(
-        logits,
-        truth,
+        self.teacher.logits(split, rows, self.task, self.batch),
+        split.labels()[start:] if pool["labelled"] else None,
         samples=pool["samples"],
         temperature=pool["temperature"],
         seed=pool["seed"],
       )
       store.write(folder, made, expected)
-    return store.read(folder, expected), start
+    return store.read(folder, expected)
 
   def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
     settings = self.settings
@@ -318,6 +316,27 @@ def _range(phase: str) -> tuple[int, int]:
   if start > stop:
     raise UserError(f"--phase={phase}: {first!r} comes after {last!r}")
   return start, stop
+
+
+def _draw(groups, settings, task, seeds) -> dict[str, tuple[int, np.ndarray]]:
+  """Draws every transfer set: {name: (its pool's first row, rows [S, n])}."""
+  drawn = {}
+  for group in groups:
+    section = group.signal
+    start = 0
+    if section["pool"] == "rest":
+      start = teacher.first_unseen(settings["teacher"], task)
+    labels = task.train.labels()[start:]
+    if not len(labels):
+      raise UserError(
+        f"signal.pool = 'rest': the teacher sees all {len(task.train)} "
+        "training examples; expected teacher.fraction < 1, or signal.pool = "
+        "'train'"
+      )
+    options = {key: section[key] for key in DRAW}
+    rows = [start + data.subset(labels, seed=s, **options) for s in seeds]
+    drawn[transfer_of(section)] = start, np.stack(rows)
+  return drawn
 
 
 def _check_evaluate(settings: Mapping[str, Any], task: data.Task) -> None:

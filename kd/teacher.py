@@ -33,13 +33,11 @@ class Teacher:
     model: its name and options.
     weights: {"params", "rest"}.
     fingerprint: a hash of the model's options and weights.
-    fraction: of the train split, that it was trained on.
   """
 
   model: Mapping[str, Any]
   weights: Mapping[str, Any]
   fingerprint: str
-  fraction: float
 
   def logits(self, split: data.Split, rows, task: data.Task, batch: int):
     """Returns the logits [N, V] on the split's `rows`, as numpy float32."""
@@ -57,15 +55,32 @@ def options(section: Mapping[str, Any]) -> dict[str, Any]:
   return {k: v for k, v in section.items() if k not in config.TEACHER}
 
 
-def check(section: Mapping[str, Any]) -> None:
-  """Checks a config's teacher section as far as no data set is needed."""
+def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
+  """Checks a config's teacher section, against its task once that is known."""
   if section["path"]:
-    _description(section["path"])
-  else:
-    if "name" not in section:
-      raise UserError("teacher.name is missing: expected a model's name")
-    models.check("teacher", options(section))
-    config.check_optimizer("teacher.train", section["train"])
+    found = _description(section["path"])
+    if task is not None:
+      _check_fit(section["path"], found, task)
+    return
+  if "name" not in section:
+    raise UserError("teacher.name is missing: expected a model's name")
+  models.check("teacher", options(section))
+  config.check_optimizer("teacher.train", section["train"])
+  if task is not None:
+    train.define(options(section), task)  # raises where the inputs don't fit
+    if section["train"]["jitter"] and len(task.input_shape) != 3:
+      raise UserError(
+        f"teacher.train.jitter = {section['train']['jitter']}: expected 0, "
+        f"since inputs of shape {task.input_shape} are no images"
+      )
+
+
+def first_unseen(section: Mapping[str, Any], task: data.Task) -> int:
+  """Returns the first row of the train split that the teacher hasn't seen."""
+  fraction = section["fraction"]
+  if section["path"]:
+    fraction = _description(section["path"])["fraction"]
+  return max(1, round(fraction * len(task.train)))
 
 
 def obtain(
@@ -94,7 +109,7 @@ def obtain(
   if section["path"] or os.path.exists(_json(folder)):
     return _load(source, task)
   model = options(section)
-  count = max(1, round(section["fraction"] * len(task.train)))
+  count = first_unseen(section, task)
   labels = task.train.labels()
   place = {"pool": "teacher"}
   arm = {
@@ -137,9 +152,7 @@ def obtain(
   final = Checkpoints(os.path.join(folder, "weights"), keep=1)
   final.save(section["train"]["steps"], weights)
   final.close()
-  teacher = Teacher(
-    model, weights, _fingerprint(model, weights), section["fraction"]
-  )
+  teacher = Teacher(model, weights, _fingerprint(model, weights))
   files.write_json(
     _json(folder),
     {
@@ -154,8 +167,7 @@ def obtain(
   return teacher
 
 
-def _load(folder: str, task: data.Task) -> Teacher:
-  found = _description(folder)
+def _check_fit(folder: str, found: Mapping, task: data.Task) -> None:
   for key, value in (
     ("num_classes", task.num_classes),
     ("input_shape", list(task.input_shape)),
@@ -165,6 +177,11 @@ def _load(folder: str, task: data.Task) -> Teacher:
         f"teacher.path = {folder!r}: the teacher has {key} = {found[key]}, "
         f"the student's task {task.name!r} has {value}"
       )
+
+
+def _load(folder: str, task: data.Task) -> Teacher:
+  found = _description(folder)
+  _check_fit(folder, found, task)
   if found["task"] != task.fingerprint:
     logging.warning(
       "the teacher in %s was trained on another task or split: its training "
@@ -182,7 +199,7 @@ def _load(folder: str, task: data.Task) -> Teacher:
       f"{folder}: the teacher's weights are missing or damaged: expected the "
       f"fingerprint {found['fingerprint']}"
     )
-  return Teacher(model, weights, found["fingerprint"], found["fraction"])
+  return Teacher(model, weights, found["fingerprint"])
 
 
 def _json(folder: str) -> str:

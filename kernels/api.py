@@ -214,8 +214,10 @@ def select_plans(
 
 
 def _kernel_plans(name: str, spec, student, teacher) -> dict | str:
-  if importlib.util.find_spec(f"kernels.{name}") is None:
+  plans = None
+  if importlib.util.find_spec(f"kernels.{name}") is not None:
+    module = importlib.import_module(f"kernels.{name}")
+    plans = getattr(module, "plans", None)
+  if plans is None:
     return f"'auto', 'reference' or 'xla': there is no kernels.{name} yet"
-  return importlib.import_module(f"kernels.{name}").plans(
-    spec, student, teacher
-  )
+  return plans(spec, student, teacher)

@@ -104,6 +104,9 @@ class Plan:
     stash: for what the plan leaves to kernels.xla: see there.
     logits_dtype: of a Head's logits; None means that of its operands. float32
       keeps what the GEMM accumulated.
+    skips_dead: `rows` copes with rows of weight 0 that hold anything
+      (their dz is 0; D and CE do not matter), so given logits need no masking,
+      which is a copy of [N, V] where a kernel reads them.
   """
 
   rows: RowFunction
@@ -113,6 +116,7 @@ class Plan:
   stash: bool = False
   chunk: int | None = None
   logits_dtype: Any = f32
+  skips_dead: bool = False
 
   def chunk_rows(self, n: int, v: int, student, teacher) -> int:
     c = self.chunk or self.rule(n, v, student, teacher)
@@ -139,18 +143,19 @@ def num_rows(scores: Head | Logits) -> int:
   return scores.hidden.shape[0]
 
 
-def chunk_logits(scores, rows, alive, logits_dtype):
+def chunk_logits(scores, rows, alive, logits_dtype, skips_dead=False):
   """Returns (h, z) of a chunk: h [C, H] or None, z [C, V]; masked rows are 0.
 
   Args:
     scores: Head or Logits of all rows.
     rows: slices a chunk out of [N, ...].
     alive: [C] bool; other rows may hold anything, NaN too.
-    logits_dtype: see `Plan`.
+    logits_dtype, skips_dead: see `Plan`.
   """
   mask = lambda x: jnp.where(alive[:, None], x, jnp.zeros((), x.dtype))
   if isinstance(scores, Logits):
-    return None, mask(rows(scores.values))
+    z = rows(scores.values)
+    return None, z if skips_dead else mask(z)
   dtype = operand_dtype(scores)
   h = mask(rows(scores.hidden)).astype(dtype)
   z = jnp.dot(h, scores.kernel.astype(dtype), preferred_element_type=f32)
@@ -282,7 +287,8 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
   """
   n, v = num_rows(student), num_columns(student)
   c = plan.chunk_rows(n, v, student, ops.teacher)
-  row_function = plan.topk_rows if isinstance(ops.teacher, TopK) else plan.rows
+  is_topk = isinstance(ops.teacher, TopK)
+  row_function = plan.topk_rows if is_topk else plan.rows
   alive = ops.weights != 0
   soft_scale = ops.weights * ops.soft_weight * ops.temperature
   hard_scale = ops.weights * ops.hard_weight
@@ -300,12 +306,14 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
     soft, hard, grads = carry
     read, write = at(start, c, n)
     alive_c = read(alive)
-    h, z_s = chunk_logits(student, read, alive_c, plan.logits_dtype)
+    skips_dead = plan.skips_dead and not is_topk
+    args = (read, alive_c, plan.logits_dtype, skips_dead)
+    h, z_s = chunk_logits(student, *args)
     teacher = ops.teacher
     if isinstance(teacher, TopK):
       teacher = mask_topk(jax.tree.map(read, teacher), alive_c)
     elif teacher is not None:
-      teacher = chunk_logits(teacher, read, alive_c, plan.logits_dtype)[1]
+      teacher = chunk_logits(teacher, *args)[1]
     chunk = Chunk(
       z_s=z_s,
       teacher=teacher,

@@ -97,9 +97,7 @@ def lists(seed, items, ties, rows=12):
 
 
 class RankingTest(oracles.TestCase):
-  @parameterized.product(
-    name=tuple(LOSSES), items=(1, 10), ties=(True, False)
-  )
+  @parameterized.product(name=tuple(LOSSES), items=(1, 10), ties=(True, False))
   def test_value(self, name, items, ties):
     s, t = lists(0, items, ties)
     actual = LOSSES[name](jnp.array(s), jnp.array(t))

@@ -210,6 +210,8 @@ class BadInputTest(Workdir):
     ("--phase=trian", "unknown phase 'trian'"),
     ("--nonsense=3", "nonsense"),
     ("--config.teacher.path=/nowhere", "teacher.path = '/nowhere'"),
+    ("--config.signal.omit_classes=(11,)", "omit_classes = [11]"),
+    ("--config.teacher.fraction=1.0", "signal.pool = 'rest'"),
     ("--config.evaluate.metric=f1", "evaluate.metric = 'f1'"),
   )
   def test_one_line_exit_code_2_and_nothing_written(self, flag, message):

@@ -81,12 +81,14 @@ def check_losses():
     fn = lambda a, b=b: distill_loss(a, b, **kw)
     (loss, rows), grads = jax.value_and_grad(fn, has_aux=True)(a)
     want = (loss, rows.soft, rows.hard, arrays(grads))
-    for plan in ("xla", "chunked", "online"):
+    plans = ("xla", "chunked", "online") if name == "head" else ("chunked",)
+    for plan in plans:
       got, text = loss_and_grads(a, b, implementation=PLANS[plan], **kw)
       oracle.assert_close(got, want, 1e-5)
       if isinstance(a, Head):
         assert reductions(text, f"{N},12") == 1, (name, plan)
-    for check in (True, False):  # differentiated from outside of shard_map
+    # Differentiated from outside of shard_map:
+    for check in (True, False) if name == "head" else ():
       got, _ = loss_and_grads(a, b, inside=False, check=check, **kw)
       oracle.assert_close(got, want, 1e-5)
 
