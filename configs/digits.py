@@ -16,6 +16,8 @@ votes, and the naive form, which ranks all classes and lets ties fall by index.
 Source: Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 3, on MNIST; the
 rankings' forms are ours. Record: experiments/digits.
 Command: python main.py [--config=configs/digits.py[:smoke]]
+Two cores take about half a minute. Expected: recall of 3 is 0 for hard and
+about 88 % for soft; soft_110 is 3.5 to 6 points above hard_110.
 """
 
 import ml_collections

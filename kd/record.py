@@ -18,7 +18,6 @@ from kd import document, figures, files, report, words
 from kd.errors import UserError
 
 _SECTION = flags.DEFINE_string("section", "results", "The marks in README.md.")
-FIGURES = ("differences", "recall")
 # What is kept of each arm; the workdir has the rest.
 METRICS = ("accuracy", "agreement", "nll", "ece", "brier", "kl_to_teacher")
 
@@ -28,6 +27,12 @@ def kept(metric: str, results: dict) -> bool:
   base = metric.removesuffix("_best").removesuffix("_shifted")
   omitted = {f"recall_{c}" for c in report.omitted_classes(results)}
   return base in METRICS or base in omitted or metric == "bias_shift"
+
+
+def figures_of(results: dict) -> list[str]:
+  """Returns the figures that are kept, without their ending."""
+  omits = report.omitted_classes(results)
+  return ["differences", *(["recall"] if omits else [])]
 
 
 def small(results: dict) -> dict:
@@ -71,7 +76,7 @@ def record(workdir: str, folder: str, section: str) -> None:
     raise UserError(str(error)) from error
   suffix = "" if section == "results" else f"-{section}"
   pictures = []
-  for name in FIGURES:
+  for name in figures_of(results):
     source = os.path.join(workdir, "figures", f"{name}.png")
     if os.path.exists(source):
       target = f"{name}{suffix}.png"

@@ -171,7 +171,10 @@ def main_table(results: Results, look) -> Table:
       Cell(words.p_value(x["p"]) if x else words.DASH),
     ]
     for m in others:
-      text = words.mean_std(_entry(arms[arm], m), m, digits[m])
+      entry = _entry(arms[arm], m)
+      text = words.mean_std(entry, m, digits[m])
+      if m.startswith("recall") and entry["versus_baseline"]:
+        text += f" ({words.interval(entry['versus_baseline'], m, digits[m])})"
       cells.append(Cell(text))
     rows.append(cells)
   unit = f" ({words.unit(metric)})" if words.unit(metric) else ""
@@ -184,6 +187,8 @@ def main_table(results: Results, look) -> Table:
     f"{words.metric_name(metric)} first. Differences in bold are told apart "
     "from 0."
   )
+  if any(m.startswith("recall") for m in others):
+    caption += " In round brackets: the difference in recall, likewise."
   return Table(caption, columns, rows, left=(0, 1))
 
 

@@ -314,7 +314,7 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
     return over_seeds((state, seeds, xs))
 
   if setup.devices > 1:
-    mesh = jax.make_mesh((setup.devices,), ("seeds",))
+    mesh = _mesh(setup.devices)
     split, whole = P("seeds"), P()
     every_seed = jax.shard_map(
       every_seed,
@@ -324,6 +324,12 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
       check_vma=False,
     )
   return jax.jit(every_seed, donate_argnums=0)
+
+
+def _mesh(devices: int):
+  return jax.make_mesh(
+    (devices,), ("seeds",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
 
 
 def fills_the_machine(
@@ -405,8 +411,8 @@ def fit(
     done, state = checkpoints.restore(state)
   on_resume(done)
   if setup.devices > 1:
-    mesh = jax.make_mesh((setup.devices,), ("seeds",))
-    state = jax.device_put(state, NamedSharding(mesh, P("seeds")))
+    by_seed = NamedSharding(_mesh(setup.devices), P("seeds"))
+    state = jax.device_put(state, by_seed)
   resident = feed.resident(setup)
   late = None
   for stop, xs in feed.intervals(setup, done):

@@ -35,7 +35,7 @@ class RecordTest(absltest.TestCase):
     kept = json.loads(pathlib.Path(folder, "results.json").read_text())
     self.assertIn("recall_3", kept["arms"]["soft"]["metrics"])
     self.assertNotIn("recall_4", kept["arms"]["soft"]["metrics"])
-    for name in record.FIGURES:
+    for name in record.figures_of(results):
       self.assertTrue(os.path.exists(os.path.join(folder, f"{name}.png")))
 
   def test_no_marks(self):
