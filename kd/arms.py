@@ -1,6 +1,6 @@
-"""From a config's arms to loss functions: the table of objectives.
+"""From a config's arms to loss functions, gathered to train together.
 
-An arm names an objective and that objective's keys:
+An arm names an objective of kd.terms and that objective's keys:
 
     arms.soft = dict(objective="soft", temperature=4.0, divergence="forward_kl")
 
@@ -8,10 +8,6 @@ or a weighted sum, each part with its own keys and weight:
 
     arms.both = dict(objective="hard + soft", hard=dict(weight=0.1, ...),
                      soft=dict(weight=0.9, temperature=4.0, ...))
-
-To add an objective, write its loss (in kd.objectives or kd.ranking), and give
-it an entry in OBJECTIVES: a function of the student's outputs, the signal and
-its config keys, that returns a loss for each example.
 
 Arms with the same student, optimiser and transfer set form a group: one
 forward and one backward pass serves them all, vmapped. Within it, those that
@@ -21,212 +17,19 @@ those numbers.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from kd import config, divergences, models, objectives, ranking, signals
-from kd.config import Check
+from kd import models, schema
 from kd.errors import UserError
 from kd.models import Outputs
 from kd.signals import Signal
-
-Keys = Mapping[str, Check]
-Loss = Float[Array, "B"]
-
-TEMPERATURE = config.number(above=0)
-TARGET = config.choice("answer", "truth")
-SAMPLES = config.integer(1)
-SCORES = config.choice("votes", "log_probs")
-CANDIDATES = config.choice("sampled", "all")
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """A loss for each example, and the config keys that it takes.
-
-  `keys` may be a function of the arm's own keys, where one key (a divergence)
-  decides which others are needed.
-  """
-
-  loss: Callable[..., Loss]
-  keys: Keys | Callable[[str, Mapping], Keys]
-
-
-def _target(signal: Signal, target: str):
-  return (signal.truth if target == "truth" else signal.answer).ids
-
-
-def _hard(student: Outputs, signal: Signal, *, target) -> Loss:
-  return objectives.hard(student.logits, _target(signal, target))
-
-
-def _soft(
-  student: Outputs, signal: Signal, *, temperature, divergence, **parameters
-) -> Loss:
-  phi = divergences.get(divergence, **parameters)
-  teacher = signal.dense.logits
-  return objectives.soft(student.logits, teacher, temperature, phi)
-
-
-def _soft_keys(path: str, arm: Mapping) -> Keys:
-  name = arm.get("divergence")
-  if name not in DIVERGENCES:
-    raise UserError(
-      f"{path}.divergence = {name!r}: expected one of {', '.join(DIVERGENCES)}"
-    )
-  return {
-    "temperature": TEMPERATURE,
-    "divergence": config.choice(*DIVERGENCES),
-    **DIVERGENCES[name],
-  }
-
-
-def _dkd(
-  student: Outputs, signal: Signal, *, alpha, beta, temperature, target
-) -> Loss:
-  return objectives.dkd(
-    student.logits,
-    signal.dense.logits,
-    _target(signal, target),
-    alpha,
-    beta,
-    temperature,
-  )
-
-
-def _dist(
-  student: Outputs, signal: Signal, *, beta, gamma, temperature
-) -> Loss:
-  return objectives.dist(
-    student.logits, signal.dense.logits, beta, gamma, temperature
-  )
-
-
-def _frequencies(
-  student: Outputs, signal: Signal, *, samples, temperature
-) -> Loss:
-  """Soft targets estimated by the frequencies of K sampled answers."""
-  ids = signal.samples.ids[:, :samples]
-  votes = jax.nn.one_hot(ids, student.logits.shape[-1]).mean(axis=-2)
-  # softmax(log(votes)) is the frequencies, whatever T divides them by.
-  log_votes = temperature * jnp.log(jnp.maximum(votes, 1e-30))
-  return objectives.soft(
-    student.logits, log_votes, temperature, divergences.forward_kl
-  )
-
-
-def _candidates(student: Outputs, signal: Signal, samples, scores, candidates):
-  """Returns the list that is ranked: student scores, teacher scores, mask.
-
-  With "sampled" the list is the distinct answers among the K samples; with
-  "all" it is every class, those never sampled having no vote.
-  """
-  logits, drawn = student.logits, signal.samples
-  ids, log_probs = drawn.ids[:, :samples], drawn.log_probs[:, :samples]
-  if candidates == "all":
-    votes = jax.nn.one_hot(ids, logits.shape[-1]).sum(axis=-2)
-    return logits, votes, jnp.ones(logits.shape, bool)
-  same = ids[:, :, None] == ids[:, None, :]
-  earlier = jnp.tril(jnp.ones((samples, samples), bool), -1)
-  first = ~jnp.any(same & earlier, axis=-1)
-  values = same.sum(axis=-1) if scores == "votes" else log_probs
-  student_scores = jnp.take_along_axis(logits, ids, axis=-1)
-  return student_scores, values.astype(jnp.float32), first
-
-
-def _list_net(
-  student: Outputs, signal: Signal, *, samples, scores, temperature
-) -> Loss:
-  """Subset ListNet times T^2.
-
-  Scores that are log-probabilities were divided by the temperature of the
-  sampling already, so only the student's are divided here: the two sides meet
-  where `temperature` is the one at which the samples were drawn.
-  """
-  s, t, where = _candidates(student, signal, samples, scores, "sampled")
-  if scores == "votes":  # softmax(log votes): the frequencies
-    t = jnp.log(jnp.maximum(t, 1.0))
-  loss = ranking.list_net(s, t * temperature, temperature, where)
-  return temperature**2 * loss
-
-
-def _plackett_luce(
-  student: Outputs, signal: Signal, *, samples, scores, candidates, ties
-) -> Loss:
-  s, t, where = _candidates(student, signal, samples, scores, candidates)
-  return ranking.plackett_luce(s, t, where, ties=ties)
-
-
-def _pairwise(
-  student: Outputs, signal: Signal, *, samples, scores, candidates, weights
-) -> Loss:
-  s, t, where = _candidates(student, signal, samples, scores, candidates)
-  return ranking.pairwise_logistic(s, t, where, weights=weights)
-
-
-def _partial_plackett_luce(student: Outputs, signal: Signal, *, k) -> Loss:
-  top = signals.top_k(signal.dense, k)
-  return ranking.partial_plackett_luce(student.logits, top.ids)
-
+from kd.terms import OBJECTIVES, Loss
 
 OPTIMIZER = ("learning_rate", "weight_decay", "momentum")  # arms' numbers
-RANKED = {"samples": SAMPLES, "scores": SCORES}
-SHARE = config.number(low=0, high=1)
-DIVERGENCES: dict[str, Keys] = {  # and the parameters of each
-  "forward_kl": {},
-  "reverse_kl": {},
-  "tvd": {},
-  "jsd": {"beta": SHARE},
-  "skew_kl": {"alpha": SHARE},
-  "skew_reverse_kl": {"alpha": SHARE},
-  "alpha_divergence": {"alpha": SHARE},
-}
-OBJECTIVES: dict[str, Objective] = {
-  "hard": Objective(_hard, {"target": TARGET}),
-  "soft": Objective(_soft, _soft_keys),
-  "dkd": Objective(
-    _dkd,
-    {
-      "alpha": config.number(low=0),
-      "beta": config.number(low=0),
-      "temperature": TEMPERATURE,
-      "target": TARGET,
-    },
-  ),
-  "dist": Objective(
-    _dist,
-    {
-      "beta": config.number(low=0),
-      "gamma": config.number(low=0),
-      "temperature": TEMPERATURE,
-    },
-  ),
-  "frequencies": Objective(
-    _frequencies, {"samples": SAMPLES, "temperature": TEMPERATURE}
-  ),
-  "list_net": Objective(_list_net, RANKED | {"temperature": TEMPERATURE}),
-  "plackett_luce": Objective(
-    _plackett_luce,
-    RANKED
-    | {"candidates": CANDIDATES, "ties": config.choice("average", "index")},
-  ),
-  "pairwise_logistic": Objective(
-    _pairwise,
-    RANKED
-    | {
-      "candidates": CANDIDATES,
-      "weights": config.choice(None, "difference"),
-    },
-  ),
-  "partial_plackett_luce": Objective(
-    _partial_plackett_luce, {"k": config.integer(1)}
-  ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +86,7 @@ def group(arms: Mapping[str, Mapping], num_classes: int) -> list[Group]:
   """Checks every arm's keys and gathers the arms that can train together.
 
   Args:
-    arms: of `kd.config.resolve`.
+    arms: of `kd.schema.resolve`.
     num_classes: V of the task.
 
   Raises:
@@ -356,13 +159,13 @@ def _terms(path, arm, num_classes):
   own = {
     k: v
     for k, v in arm.items()
-    if k not in ("objective", "baseline", "overrides", *config.ARM_SECTIONS)
+    if k not in ("objective", "baseline", "overrides", *schema.ARM_SECTIONS)
   }
   if len(names) == 1:
     return [_term(path, names[0], {**own, "weight": 1.0}, arm, num_classes)]
   if len(set(names)) < len(names):
     raise UserError(f"{path}.objective = {arm['objective']!r}: repeats a part")
-  weight = config.number(low=0)
+  weight = schema.number(low=0)
   for key, value in own.items():
     if key not in names:
       raise UserError(
@@ -375,7 +178,7 @@ def _terms(path, arm, num_classes):
       raise UserError(
         f"{path}.{name}.weight is missing: expected {weight.words}"
       )
-    config.check(f"{path}.{name}.weight", part["weight"], weight)
+    schema.check(f"{path}.{name}.weight", part["weight"], weight)
   return [
     _term(f"{path}.{name}", name, own[name], arm, num_classes) for name in names
   ]
@@ -387,7 +190,7 @@ def _term(path, name, keys, arm, num_classes):
   if not isinstance(rules, Mapping):
     rules = rules(path, keys)
   given = {k: v for k, v in keys.items() if k != "weight"}
-  config.check_keys(path, given, rules)
+  schema.check_keys(path, given, rules)
   if given.get("target") == "truth" and not arm["signal"]["labelled"]:
     raise UserError(
       f"{path}.target = 'truth': the transfer set is unlabelled; expected "

@@ -25,7 +25,7 @@ import optax
 from absl import app, flags
 from flax import nnx
 
-from kd import arms, config, files, signals, train
+from kd import apply, arms, config, files, program, signals, train
 from kd.feed import Setup, Transfer, gather, intervals, resident, transfer_of
 
 _DOC = flags.DEFINE_string(
@@ -114,15 +114,15 @@ def in_one_program(
   one_by_one, _ = train.fills_the_machine(groups, setup)
   if one_by_one:
     groups = [single for group in groups for single in train.split(group)]
-  init = train.make_init(groups, setup)
-  program = train.make_interval(groups, setup, one_by_one)
+  init = program.make_init(groups, setup)
+  step = program.make_interval(groups, setup, one_by_one)
   placed = resident(setup)
   seeds = jnp.asarray(setup.seeds, jnp.uint32)
 
   def run():
     state, done, logs = init(seeds), 0, None
     for stop, xs in intervals(setup, done):
-      state, logs = program(state, seeds, xs, jnp.int32(done), placed)
+      state, logs = step(state, seeds, xs, jnp.int32(done), placed)
       done = stop
     return jax.block_until_ready((state, logs))
 
@@ -135,12 +135,12 @@ def loop(hidden: tuple[int, ...]) -> Callable[[], Any]:
   (group,) = groups
   (part,) = group.parts
   placed = resident(setup)[transfer_of(group.signal)]
-  graphdef, init = train.define(group.student, setup.task)
+  graphdef, init = apply.define(group.student, setup.task)
   tx = optax.adam(setup.train["learning_rate"])
 
   @jax.jit
   def start(seed):
-    params, rest = init(train.init_key(seed))
+    params, rest = init(program.init_key(seed))
     return params, rest, tx.init(params)
 
   @functools.partial(jax.jit, donate_argnums=0)

@@ -7,152 +7,14 @@ library reads: sweeps expanded into arms, every key checked. A mistake raises
 `UserError` naming the key, what was found and what is accepted.
 """
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from kd import schema
 from kd.errors import UserError
-
-ARM_SECTIONS = ("signal", "student", "train")  # what an arm may override
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-  """What a key accepts: `accepts(value)`, and `words` for the error.
-
-  `traced` marks a number that may differ between the arms of one compiled
-  program, where it is an array with one entry for each arm.
-  """
-
-  words: str
-  accepts: Callable[[Any], bool]
-  traced: bool = False
-
-
-def _is_number(value, kinds) -> bool:
-  return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def number(*, above=None, low=None, high=None, below=None) -> Check:
-  """A traced float in the given range."""
-  bounds = [
-    (above, ">", lambda v: v > above),
-    (low, ">=", lambda v: v >= low),
-    (high, "<=", lambda v: v <= high),
-    (below, "<", lambda v: v < below),
-  ]
-  bounds = [b for b in bounds if b[0] is not None]
-  words = " and ".join(f"{sign} {bound}" for bound, sign, _ in bounds)
-  return Check(
-    f"a number {words}".rstrip(),
-    lambda v: (
-      _is_number(v, int | float)
-      and abs(v) != float("inf")
-      and all(holds(v) for _, _, holds in bounds)
-    ),
-    traced=True,
-  )
-
-
-def integer(low: int, high: int | None = None) -> Check:
-  words = f">= {low}" if high is None else f"from {low} to {high}"
-  return Check(
-    f"a whole number {words}",
-    lambda v: _is_number(v, int) and v >= low and (high is None or v <= high),
-  )
-
-
-def integers(low: int) -> Check:
-  return Check(
-    f"a tuple of whole numbers >= {low}",
-    lambda v: (
-      isinstance(v, tuple | list)
-      and all(_is_number(x, int) and x >= low for x in v)
-    ),
-  )
-
-
-def choice(*names) -> Check:
-  return Check(
-    "one of " + ", ".join(map(repr, names)),
-    lambda v: any(v == n and type(v) is type(n) for n in names),
-  )
-
-
-def optional(check: Check) -> Check:
-  return Check(
-    f"None or {check.words}", lambda v: v is None or check.accepts(v)
-  )
-
-
-TEXT = Check("a text", lambda v: isinstance(v, str))
-FLAG = Check("True or False", lambda v: isinstance(v, bool))
-
-TRAIN = {
-  "steps": integer(1),
-  "batch_size": integer(1),
-  "optimizer": choice("sgd", "adam", "adamw"),
-  "learning_rate": number(above=0),
-  "weight_decay": number(low=0),
-  "momentum": number(low=0, below=1),
-  "schedule": choice("constant", "cosine"),
-  "warmup_steps": integer(0),
-  "log_every": integer(1),
-  "checkpoint_every": integer(1),
-  "keep": integer(1),
-}
-# What an arm may change of `train`: the rest is what the arms share.
-ARM_TRAIN = ("optimizer", "learning_rate", "weight_decay", "momentum")
-
-TEACHER = {
-  "path": TEXT,
-  "seed": integer(0),
-  "fraction": number(above=0, high=1),
-  "select": choice("last", "best"),
-  "train": TRAIN | {"jitter": integer(0)},
-}
-SECTIONS: dict[str, Any] = {
-  "study": TEXT,
-  "question": TEXT,
-  "seeds": integer(1),
-  "seed": integer(0),
-  "baseline": TEXT,
-  "task": {
-    "name": TEXT,
-    "data_dir": TEXT,
-    "seed": integer(0),
-    "train": TEXT,
-    "validation": TEXT,
-    "test": TEXT,
-    "image_size": integer(0),
-    "text_features": integer(1),
-    "resident": choice("auto", True, False),
-    "resident_mib": number(above=0),
-  },
-  "teacher": TEACHER,
-  "signal": {
-    "pool": choice("train", "rest"),
-    "labelled": FLAG,
-    "size": optional(integer(1)),
-    "omit_classes": integers(0),
-    "only_classes": integers(0),
-    "samples": integer(1),
-    "temperature": number(above=0),
-    "seed": integer(0),
-  },
-  "student": {},
-  "train": TRAIN | {"runs": choice("auto", "vmap", "map")},
-  "evaluate": {
-    "metric": TEXT,
-    "batch_size": integer(1),
-    "bins": integer(2),
-    "shift_classes": integers(0),
-  },
-  "mesh": {"seeds": integer(1)},
-}
 
 
 def sweep(*values) -> ConfigDict:
@@ -230,26 +92,6 @@ def defaults() -> ConfigDict:
   )
 
 
-def check(path: str, value, rule: Check) -> None:
-  """Raises UserError unless `rule` accepts `value` for the key `path`."""
-  if not rule.accepts(value):
-    raise UserError(f"{path} = {value!r}: expected {rule.words}")
-
-
-def check_keys(path: str, found: Mapping, rules: Mapping[str, Check]) -> None:
-  """Checks a section: no unknown key, none missing, every value accepted."""
-  for key in found:
-    if key not in rules:
-      raise UserError(
-        f"{path}.{key} = {found[key]!r}: unknown key, expected one of "
-        + ", ".join(rules)
-      )
-  for key, rule in rules.items():
-    if key not in found:
-      raise UserError(f"{path}.{key} is missing: expected {rule.words}")
-    check(f"{path}.{key}", found[key], rule)
-
-
 def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
   """Expands the sweeps and checks all that needs no model or data set.
 
@@ -261,16 +103,16 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
   """
   tree = _plain(config)
   for key in tree:
-    if key not in SECTIONS and key != "arms":
+    if key not in schema.SECTIONS and key != "arms":
       raise UserError(
         f"{key}: unknown section, expected one of "
-        + ", ".join([*SECTIONS, "arms"])
+        + ", ".join([*schema.SECTIONS, "arms"])
       )
-  for key, rules in SECTIONS.items():
+  for key, rules in schema.SECTIONS.items():
     if key not in tree:
       raise UserError(f"{key} is missing from the config")
-    _check_section(key, tree[key], rules)
-  _check_student("student", tree["student"])
+    schema.check_section(key, tree[key], rules)
+  schema.check_student("student", tree["student"])
   if not tree["arms"]:
     raise UserError("arms is empty: expected at least one arm")
   variants = {name: _expand(name, arm) for name, arm in tree["arms"].items()}
@@ -291,40 +133,6 @@ def _plain(node: ConfigDict | Mapping) -> dict[str, Any]:
     k: _plain(v) if isinstance(v, Mapping | ConfigDict) else v
     for k, v in node.items()
   }
-
-
-def _check_section(path, value, rules) -> None:
-  if isinstance(rules, Check):
-    return check(path, value, rules)
-  if not isinstance(value, Mapping):
-    raise UserError(f"{path} = {value!r}: expected a section")
-  # These two hold the model's own options as well, checked in kd.models.
-  free = path.endswith("student") or path == "teacher"
-  for key in value:
-    if key not in rules and not free:
-      raise UserError(
-        f"{path}.{key} = {value[key]!r}: unknown key, expected one of "
-        + ", ".join(rules)
-      )
-  for key, rule in rules.items():
-    if key not in value:
-      raise UserError(f"{path}.{key} is missing from the config")
-    _check_section(f"{path}.{key}", value[key], rule)
-  return None
-
-
-def _check_student(path, student) -> None:
-  if "name" not in student:
-    raise UserError(f"{path}.name is missing: expected a model's name")
-
-
-def check_optimizer(path: str, train: Mapping[str, Any]) -> None:
-  """Refuses a weight decay that the optimiser would ignore."""
-  if train["optimizer"] == "adam" and train["weight_decay"]:
-    raise UserError(
-      f"{path}.weight_decay = {train['weight_decay']!r}: 'adam' has none, "
-      f"expected 0, or {path}.optimizer = 'adamw' or 'sgd'"
-    )
 
 
 def tuples(tree: Any) -> Any:
@@ -376,15 +184,15 @@ def _short(value) -> str:
 
 def _merge(name: str, arm: dict, tree: Mapping) -> dict[str, Any]:
   """Fills an arm's sections from the study's and checks them."""
-  merged = {k: v for k, v in arm.items() if k not in ARM_SECTIONS}
-  merged["overrides"] = {k: arm[k] for k in ARM_SECTIONS if k in arm}
-  for section in ARM_SECTIONS:
+  merged = {k: v for k, v in arm.items() if k not in schema.ARM_SECTIONS}
+  merged["overrides"] = {k: arm[k] for k in schema.ARM_SECTIONS if k in arm}
+  for section in schema.ARM_SECTIONS:
     own = arm.get(section, {})
     path = f"arms.{name}.{section}"
     if not isinstance(own, Mapping):
       raise UserError(f"{path} = {own!r}: expected a section")
     if section == "train":
-      accepted = ARM_TRAIN
+      accepted = schema.ARM_TRAIN
       for key in own:
         if key not in accepted:
           raise UserError(
@@ -394,9 +202,9 @@ def _merge(name: str, arm: dict, tree: Mapping) -> dict[str, Any]:
     # A student of another kind shares no options with the study's.
     base = {} if section == "student" and "name" in own else tree[section]
     merged[section] = {**base, **own}
-    _check_section(path, merged[section], SECTIONS[section])
-  _check_student(f"arms.{name}.student", merged["student"])
-  check_optimizer(f"arms.{name}.train", merged["train"])
+    schema.check_section(path, merged[section], schema.SECTIONS[section])
+  schema.check_student(f"arms.{name}.student", merged["student"])
+  schema.check_optimizer(f"arms.{name}.train", merged["train"])
   return merged
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kd import data, metrics, train
+from kd import apply, data, metrics
 from kd.arms import Group
 
 RECALLS_UP_TO = 100  # classes; with more, a recall for each is left out
@@ -34,7 +34,7 @@ def logits_of(
   group: Group, weights: Mapping[str, Any], inputs, task: data.Task, batch: int
 ) -> Float[Array, "S N V"]:
   """Returns each seed's logits, one seed after another on the device."""
-  forward = train.forward(group.student, task, batch)
+  forward = apply.forward(group.student, task, batch)
   return jnp.stack(
     [
       forward(jax.tree.map(lambda x, s=s: x[s], weights), inputs)

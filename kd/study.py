@@ -24,6 +24,7 @@ from kd import (
   data,
   evaluate,
   files,
+  program,
   report,
   signals,
   stats,
@@ -370,7 +371,7 @@ def _bytes_needed(groups, settings, task) -> int:
   """Bounds what a study writes: checkpoints, signals, and 32 MiB of reports."""
   setup = Setup(task=task, transfers={}, seeds=[0], train=settings["train"])
   seeds = jax.ShapeDtypeStruct((1,), np.uint32)
-  state = jax.eval_shape(train.make_init(groups, setup), seeds)
+  state = jax.eval_shape(program.make_init(groups, setup), seeds)
   size = settings["seeds"] * sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
   )

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from kd import arms, config, data, files, models, signals, train
+from kd import apply, arms, config, data, files, models, schema, signals, train
 from kd.checkpoint import Checkpoints
 from kd.errors import UserError
 from kd.feed import Setup, Transfer, transfer_of
@@ -41,7 +41,7 @@ class Teacher:
 
   def logits(self, split: data.Split, rows, task: data.Task, batch: int):
     """Returns the logits [N, V] on the split's `rows`, as numpy float32."""
-    forward = train.forward(self.model, task, batch)
+    forward = apply.forward(self.model, task, batch)
     return np.concatenate(
       [
         np.asarray(forward(self.weights, split.read(rows[i : i + batch])))
@@ -52,7 +52,7 @@ class Teacher:
 
 def options(section: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the model's name and options in a config's teacher section."""
-  return {k: v for k, v in section.items() if k not in config.TEACHER}
+  return {k: v for k, v in section.items() if k not in schema.TEACHER}
 
 
 def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
@@ -65,9 +65,9 @@ def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
   if "name" not in section:
     raise UserError("teacher.name is missing: expected a model's name")
   models.check("teacher", options(section))
-  config.check_optimizer("teacher.train", section["train"])
+  schema.check_optimizer("teacher.train", section["train"])
   if task is not None:
-    train.define(options(section), task)  # raises where the inputs don't fit
+    apply.define(options(section), task)  # raises where the inputs don't fit
     if section["train"]["jitter"] and len(task.input_shape) != 3:
       raise UserError(
         f"teacher.train.jitter = {section['train']['jitter']}: expected 0, "
@@ -189,7 +189,7 @@ def _load(folder: str, task: data.Task) -> Teacher:
       folder,
     )
   model = config.tuples(found["model"])
-  _, init = train.define(model, task)
+  _, init = apply.define(model, task)
   params, rest = jax.eval_shape(init, jax.random.key(0))
   checkpoints = Checkpoints(os.path.join(folder, "weights"), keep=1)
   step, weights = checkpoints.restore({"params": params, "rest": rest})

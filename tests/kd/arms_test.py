@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kd import arms, models, signals
-from kd.arms import OBJECTIVES
+from kd.terms import OBJECTIVES
 from tests.kd import small
 
 B, H, V, K = 6, 4, 5, 8

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from kd import train
+from kd import program, train
 from kd.checkpoint import Checkpoints
 from tests.kd import small
 
@@ -64,7 +64,7 @@ class IndependenceTest(parameterized.TestCase):
 
   def test_arms_share_the_initialisation_and_seeds_differ(self):
     groups, setup = small.study(small.settings(ARMS))
-    state = train.make_init(groups, setup)(np.arange(2, dtype=np.uint32))
+    state = program.make_init(groups, setup)(np.arange(2, dtype=np.uint32))
     kernels = [s["params"]["layers"][0]["kernel"][...] for s in state]
     for kernel in kernels:  # [S, A, ...]
       np.testing.assert_array_equal(kernel[:, 0], kernels[0][:, 0])

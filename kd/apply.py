@@ -1,0 +1,55 @@
+"""A model as a function of its weights, for training and for evaluation."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from kd import config, data, models
+
+
+def define(student: Mapping, task: data.Task) -> tuple[nnx.GraphDef, Callable]:
+  """Returns (graphdef, init): the model's structure, and weights by key."""
+
+  def make(key):
+    model = models.create(
+      input_shape=task.input_shape,
+      num_classes=task.num_classes,
+      rngs=nnx.Rngs(params=key),
+      **student,
+    )
+    return nnx.split(model, nnx.Param, ...)
+
+  graphdef, _, _ = nnx.eval_shape(make, jax.random.key(0))
+
+  def init(key):
+    _, params, rest = make(key)
+    return params, rest
+
+  return graphdef, init
+
+
+def predict(graphdef, weights, inputs: Array, task: data.Task, batch: int):
+  """Returns logits [N, V] of one run, `batch` examples at a time."""
+  model = nnx.merge(graphdef, weights["params"], weights["rest"])
+  starts = range(0, len(inputs), batch)
+  chunks = [inputs[i : i + batch].astype(jnp.float32) for i in starts]
+  return jnp.concatenate([model(x * task.scale).logits for x in chunks])
+
+
+def forward(student: Mapping, task: data.Task, batch: int):
+  """Returns the compiled `predict` of a model: (weights, inputs) -> logits."""
+  key = json.dumps(student, sort_keys=True)
+  return _forward(key, task, batch)
+
+
+@functools.lru_cache(maxsize=32)
+def _forward(student: str, task: data.Task, batch: int):
+  graphdef, _ = define(config.tuples(json.loads(student)), task)
+  return jax.jit(
+    lambda weights, inputs: predict(graphdef, weights, inputs, task, batch)
+  )

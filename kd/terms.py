@@ -1,0 +1,212 @@
+"""The table of objectives: what a config may name, as losses of a signal.
+
+To add an objective, write its loss (in kd.objectives or kd.ranking), and give
+it an entry in OBJECTIVES: a function of the student's outputs, the signal and
+its config keys, that returns a loss for each example. Keys that are numbers
+may be traced; an arm that differs in them alone costs no compilation.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kd import divergences, objectives, ranking, schema, signals
+from kd.errors import UserError
+from kd.models import Outputs
+from kd.schema import Check
+from kd.signals import Signal
+
+Keys = Mapping[str, Check]
+Loss = Float[Array, "B"]
+
+TEMPERATURE = schema.number(above=0)
+TARGET = schema.choice("answer", "truth")
+SAMPLES = schema.integer(1)
+SCORES = schema.choice("votes", "log_probs")
+CANDIDATES = schema.choice("sampled", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """A loss for each example, and the config keys that it takes.
+
+  `keys` may be a function of the arm's own keys, where one key (a divergence)
+  decides which others are needed.
+  """
+
+  loss: Callable[..., Loss]
+  keys: Keys | Callable[[str, Mapping], Keys]
+
+
+def _target(signal: Signal, target: str):
+  return (signal.truth if target == "truth" else signal.answer).ids
+
+
+def _hard(student: Outputs, signal: Signal, *, target) -> Loss:
+  return objectives.hard(student.logits, _target(signal, target))
+
+
+def _soft(
+  student: Outputs, signal: Signal, *, temperature, divergence, **parameters
+) -> Loss:
+  phi = divergences.get(divergence, **parameters)
+  teacher = signal.dense.logits
+  return objectives.soft(student.logits, teacher, temperature, phi)
+
+
+def _soft_keys(path: str, arm: Mapping) -> Keys:
+  name = arm.get("divergence")
+  if name not in DIVERGENCES:
+    raise UserError(
+      f"{path}.divergence = {name!r}: expected one of {', '.join(DIVERGENCES)}"
+    )
+  return {
+    "temperature": TEMPERATURE,
+    "divergence": schema.choice(*DIVERGENCES),
+    **DIVERGENCES[name],
+  }
+
+
+def _dkd(
+  student: Outputs, signal: Signal, *, alpha, beta, temperature, target
+) -> Loss:
+  return objectives.dkd(
+    student.logits,
+    signal.dense.logits,
+    _target(signal, target),
+    alpha,
+    beta,
+    temperature,
+  )
+
+
+def _dist(
+  student: Outputs, signal: Signal, *, beta, gamma, temperature
+) -> Loss:
+  return objectives.dist(
+    student.logits, signal.dense.logits, beta, gamma, temperature
+  )
+
+
+def _frequencies(
+  student: Outputs, signal: Signal, *, samples, temperature
+) -> Loss:
+  """Soft targets estimated by the frequencies of K sampled answers."""
+  ids = signal.samples.ids[:, :samples]
+  votes = jax.nn.one_hot(ids, student.logits.shape[-1]).mean(axis=-2)
+  # softmax(log(votes)) is the frequencies, whatever T divides them by.
+  log_votes = temperature * jnp.log(jnp.maximum(votes, 1e-30))
+  return objectives.soft(
+    student.logits, log_votes, temperature, divergences.forward_kl
+  )
+
+
+def _candidates(student: Outputs, signal: Signal, samples, scores, candidates):
+  """Returns the list that is ranked: student scores, teacher scores, mask.
+
+  With "sampled" the list is the distinct answers among the K samples; with
+  "all" it is every class, those never sampled having no vote.
+  """
+  logits, drawn = student.logits, signal.samples
+  ids, log_probs = drawn.ids[:, :samples], drawn.log_probs[:, :samples]
+  if candidates == "all":
+    votes = jax.nn.one_hot(ids, logits.shape[-1]).sum(axis=-2)
+    return logits, votes, jnp.ones(logits.shape, bool)
+  same = ids[:, :, None] == ids[:, None, :]
+  earlier = jnp.tril(jnp.ones((samples, samples), bool), -1)
+  first = ~jnp.any(same & earlier, axis=-1)
+  values = same.sum(axis=-1) if scores == "votes" else log_probs
+  student_scores = jnp.take_along_axis(logits, ids, axis=-1)
+  return student_scores, values.astype(jnp.float32), first
+
+
+def _list_net(
+  student: Outputs, signal: Signal, *, samples, scores, temperature
+) -> Loss:
+  """Subset ListNet times T^2.
+
+  Scores that are log-probabilities were divided by the temperature of the
+  sampling already, so only the student's are divided here: the two sides meet
+  where `temperature` is the one at which the samples were drawn.
+  """
+  s, t, where = _candidates(student, signal, samples, scores, "sampled")
+  if scores == "votes":  # softmax(log votes): the frequencies
+    t = jnp.log(jnp.maximum(t, 1.0))
+  loss = ranking.list_net(s, t * temperature, temperature, where)
+  return temperature**2 * loss
+
+
+def _plackett_luce(
+  student: Outputs, signal: Signal, *, samples, scores, candidates, ties
+) -> Loss:
+  s, t, where = _candidates(student, signal, samples, scores, candidates)
+  return ranking.plackett_luce(s, t, where, ties=ties)
+
+
+def _pairwise(
+  student: Outputs, signal: Signal, *, samples, scores, candidates, weights
+) -> Loss:
+  s, t, where = _candidates(student, signal, samples, scores, candidates)
+  return ranking.pairwise_logistic(s, t, where, weights=weights)
+
+
+def _partial_plackett_luce(student: Outputs, signal: Signal, *, k) -> Loss:
+  top = signals.top_k(signal.dense, k)
+  return ranking.partial_plackett_luce(student.logits, top.ids)
+
+
+RANKED = {"samples": SAMPLES, "scores": SCORES}
+SHARE = schema.number(low=0, high=1)
+DIVERGENCES: dict[str, Keys] = {  # and the parameters of each
+  "forward_kl": {},
+  "reverse_kl": {},
+  "tvd": {},
+  "jsd": {"beta": SHARE},
+  "skew_kl": {"alpha": SHARE},
+  "skew_reverse_kl": {"alpha": SHARE},
+  "alpha_divergence": {"alpha": SHARE},
+}
+OBJECTIVES: dict[str, Objective] = {
+  "hard": Objective(_hard, {"target": TARGET}),
+  "soft": Objective(_soft, _soft_keys),
+  "dkd": Objective(
+    _dkd,
+    {
+      "alpha": schema.number(low=0),
+      "beta": schema.number(low=0),
+      "temperature": TEMPERATURE,
+      "target": TARGET,
+    },
+  ),
+  "dist": Objective(
+    _dist,
+    {
+      "beta": schema.number(low=0),
+      "gamma": schema.number(low=0),
+      "temperature": TEMPERATURE,
+    },
+  ),
+  "frequencies": Objective(
+    _frequencies, {"samples": SAMPLES, "temperature": TEMPERATURE}
+  ),
+  "list_net": Objective(_list_net, RANKED | {"temperature": TEMPERATURE}),
+  "plackett_luce": Objective(
+    _plackett_luce,
+    RANKED
+    | {"candidates": CANDIDATES, "ties": schema.choice("average", "index")},
+  ),
+  "pairwise_logistic": Objective(
+    _pairwise,
+    RANKED
+    | {
+      "candidates": CANDIDATES,
+      "weights": schema.choice(None, "difference"),
+    },
+  ),
+  "partial_plackett_luce": Objective(
+    _partial_plackett_luce, {"k": schema.integer(1)}
+  ),
+}
