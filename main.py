@@ -65,8 +65,10 @@ def run() -> None:
       raise UserError(_brief(error)) from error
     app.run(main, flags_parser=lambda argv: argv)
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    # Not sys.exit: on a full disk, libraries' exit hooks would only add their
+    # own failures to write.
+    os._exit(2)
 
 
 def _brief(error: Exception) -> str:

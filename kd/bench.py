@@ -1,14 +1,20 @@
-"""Time a study's training against a Python loop over a jitted step.
+"""Time a study's training against Python loops over a jitted step.
 
     python -m kd.bench [--repeats=5] [--doc=docs/performance.md]
 
-Both do the same: A arms (temperatures 1, 2, 4, 8, 20) x S seeds of an MLP on
-the same random data, Adam, on the present device. "loop" trains one run after
-another, each step a call of a jitted function with donated state, on batches
-that lie on the device. "study" is kd.train.fit, from the initial state to the
-last weights, under train.runs = "vmap", "map" and "auto". Compilation is left
-out of both (a first call each), and the two are timed in turn, so that the
-ratios hold on a noisy machine.
+All train the same: A arms (temperatures 1, 2, 4, 8, 20) x S seeds of an MLP on
+the same random data, Adam, on the present device.
+
+  nnx loop      Flax's usual way: nnx.jit, nnx.Optimizer, batches that NumPy
+                gathers; one run after another
+  careful loop  jax.jit of a function of donated state, which gathers its
+                batch on the device; one run after another
+  study         kd.program, from the initial state to the last weights, under
+                train.runs = "vmap", "map" and "auto"
+
+The loops are timed over the seeds of one arm and multiplied by A: their runs
+follow one another and differ in a number. Compilation is left out (a first call
+each), and all are timed in turn, so that ratios hold on a noisy machine.
 """
 
 import functools
@@ -25,7 +31,17 @@ import optax
 from absl import app, flags
 from flax import nnx
 
-from kd import apply, arms, config, files, program, signals, train
+from kd import (
+  apply,
+  arms,
+  config,
+  files,
+  models,
+  objectives,
+  program,
+  signals,
+  train,
+)
 from kd.feed import Setup, Transfer, gather, intervals, resident, transfer_of
 
 _DOC = flags.DEFINE_string(
@@ -38,7 +54,8 @@ SEEDS = 5
 STEPS = 300
 BATCH = 128
 EXAMPLES = 4096
-STUDENTS = ((30, 30), (100, 100), (300, 300), (800, 800))
+STUDENTS = ((30, 30), (100, 100), (800, 800))
+SECONDS = 60  # that repeats may take for each student; at least one is timed
 
 
 class _Inputs:
@@ -129,8 +146,15 @@ def in_one_program(
   return run, "one after another" if one_by_one else "vmapped"
 
 
-def loop(hidden: tuple[int, ...]) -> Callable[[], Any]:
-  """Returns the plain way: a Python loop over a jitted step, run after run."""
+def _rows(setup: Setup) -> np.ndarray:
+  """Returns the rows of every batch [S, steps, B]."""
+  return np.concatenate(
+    [x["rows"] for _, xs in intervals(setup, 0) for x in xs.values()], axis=1
+  )
+
+
+def careful_loop(hidden: tuple[int, ...]) -> Callable[[float], Any]:
+  """Returns run(temperature): the seeds of an arm, state and data on device."""
   groups, setup = study(hidden, "auto")
   (group,) = groups
   (part,) = group.parts
@@ -158,21 +182,53 @@ def loop(hidden: tuple[int, ...]) -> Callable[[], Any]:
     updates, opt = tx.update(grads, opt, params)
     return (optax.apply_updates(params, updates), rest, opt), loss
 
-  rows = np.concatenate(
-    [x["rows"] for _, xs in intervals(setup, 0) for x in xs.values()], axis=1
-  )
-  # Each batch's rows lie on the device already, as a careful loop has them.
-  batches = [[jnp.asarray(r) for r in of_seed] for of_seed in rows]
+  # Each batch's rows lie on the device already.
+  batches = [[jnp.asarray(r) for r in of_seed] for of_seed in _rows(setup)]
 
-  def run():
+  def run(temperature):
     states = []
-    for temperature in TEMPERATURES:
-      for seed in setup.seeds:
-        state = start(seed)
-        for t in range(STEPS):
-          state, loss = step(state, temperature, batches[seed][t])
-        states.append((state, loss))
+    for seed in setup.seeds:
+      state = start(seed)
+      for t in range(STEPS):
+        state, loss = step(state, temperature, batches[seed][t])
+      states.append((state, loss))
     return jax.block_until_ready(states)
+
+  return run
+
+
+def nnx_loop(hidden: tuple[int, ...]) -> Callable[[float], Any]:
+  """Returns run(temperature): the seeds of an arm, as Flax's guides train."""
+  groups, setup = study(hidden, "auto")
+  student = dict(groups[0].student)
+  images, _ = setup.task.train.arrays()
+  inputs = images.astype(np.float32) * setup.task.scale
+  (transfer,) = setup.transfers.values()
+  teacher = np.asarray(transfer.signal.dense.logits)
+  rows = _rows(setup)
+
+  @nnx.jit
+  def step(model, optimizer, inputs, teacher, temperature):
+    def loss_fn(model):
+      student = model(inputs).logits
+      return jnp.mean(objectives.soft(student, teacher, temperature))
+
+    loss, grads = nnx.value_and_grad(loss_fn)(model)
+    optimizer.update(model, grads)
+    return loss
+
+  def run(temperature):
+    trained = []
+    for seed in setup.seeds:
+      rngs = nnx.Rngs(params=program.init_key(seed))
+      model = models.create(num_classes=10, rngs=rngs, **student)
+      tx = optax.adam(setup.train["learning_rate"])
+      optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+      for t in range(STEPS):
+        batch = rows[seed, t]
+        step(model, optimizer, inputs[batch], teacher[batch], temperature)
+      trained.append(nnx.state(model, nnx.Param))
+    return jax.block_until_ready(trained)
 
   return run
 
@@ -184,51 +240,59 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def measure(hidden: tuple[int, ...], repeats: int) -> dict[str, Any]:
-  """Times a student's three ways in turn; returns medians and ratios."""
-  ways = {"loop": loop(hidden)}
+  """Times a student's ways in turn; returns medians and ratios."""
+  loops = {"nnx": nnx_loop(hidden), "careful": careful_loop(hidden)}
+  ways: dict[str, Callable[[], Any]] = {
+    k: functools.partial(f, TEMPERATURES[0]) for k, f in loops.items()
+  }
   for runs in ("vmap", "map"):
     ways[runs], _ = in_one_program(hidden, runs)
   _, chosen = in_one_program(hidden, "auto")
-  first = {name: seconds(run) for name, run in ways.items()}
-  times: dict[str, list[float]] = {name: [] for name in ways}
-  for _ in range(repeats):
-    for name, run in ways.items():
-      times[name].append(seconds(run))
-  auto = "map" if chosen == "one after another" else "vmap"
-  ratio = [a / b for a, b in zip(times["loop"], times[auto], strict=True)]
+  scale = {way: len(TEMPERATURES) if way in loops else 1 for way in ways}
+  first = {way: scale[way] * seconds(run) for way, run in ways.items()}
+  times: dict[str, list[float]] = {way: [] for way in ways}
+  count = max(1, min(repeats, int(SECONDS / sum(first.values()))))
+  for _ in range(count):
+    for way, run in ways.items():
+      times[way].append(scale[way] * seconds(run))
+  auto = times["map" if chosen == "one after another" else "vmap"]
+
+  def ratio(way):
+    pairs = zip(times[way], auto, strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
   return {
     "student": "-".join(map(str, (784, *hidden, 10))),
     "auto": chosen,
-    **{f"{name}_seconds": statistics.median(t) for name, t in times.items()},
-    **{f"{name}_first_seconds": t for name, t in first.items()},
-    "loop_over_auto": statistics.median(ratio),
-    "loop_over_auto_range": [min(ratio), max(ratio)],
+    "repeats": count,
+    "seconds": {way: statistics.median(t) for way, t in times.items()},
+    "first_seconds": first,
+    "ratio": {way: ratio(way) for way in loops},
   }
 
 
-def table(rows: list[dict[str, Any]], repeats: int) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
   """Returns the measurements as Markdown."""
   device = jax.devices()[0]
   lines = [
     f"{len(TEMPERATURES)} arms x {SEEDS} seeds, {STEPS} steps of batch "
-    f"{BATCH}, Adam, float32; medians of {repeats} in turn, compilation left "
-    f"out (in brackets: the first call, with it). Evidence: run, on "
-    f"{jax.device_count()} x {device.device_kind} ({os.cpu_count()} cores), "
-    f"jax {jax.__version__}, by `python -m kd.bench`.",
+    f"{BATCH}, Adam, float32; medians in seconds, timed in turn, compilation "
+    f"left out. Evidence: run, on {jax.device_count()} x {device.device_kind} "
+    f"({os.cpu_count()} cores), jax {jax.__version__}, by "
+    "`python -m kd.bench`.",
     "",
-    "| student | Python loop (s) | vmapped (s) | one after another (s) "
-    "| auto takes | loop / auto |",
-    "| :-- | --: | --: | --: | :-- | --: |",
+    "| student | times | nnx loop | careful loop | study, vmapped (with "
+    "compilation) | study, one after another | auto takes | nnx loop / auto "
+    "| careful loop / auto |",
+    "| :-- | --: | --: | --: | --: | --: | :-- | --: | --: |",
   ]
   for row in rows:
-    times = [
-      f"{row[f'{way}_seconds']:.2f} ({row[f'{way}_first_seconds']:.1f})"
-      for way in ("loop", "vmap", "map")
-    ]
-    low, high = row["loop_over_auto_range"]
+    t, first, ratio = row["seconds"], row["first_seconds"], row["ratio"]
     lines.append(
-      f"| {row['student']} | {' | '.join(times)} | {row['auto']} "
-      f"| **{row['loop_over_auto']:.1f}** [{low:.1f}, {high:.1f}] |"
+      f"| {row['student']} | {row['repeats']} | {t['nnx']:.2f} "
+      f"| {t['careful']:.2f} | {t['vmap']:.2f} ({first['vmap']:.1f}) "
+      f"| {t['map']:.2f} ({first['map']:.1f}) | {row['auto']} "
+      f"| **{ratio['nnx']:.1f}** | **{ratio['careful']:.1f}** |"
     )
   return "\n".join(lines)
 
@@ -238,9 +302,9 @@ def main(argv: list[str]) -> None:
   rows = []
   for hidden in STUDENTS:
     rows.append(measure(hidden, _REPEATS.value))
-    print(table(rows[-1:], _REPEATS.value).splitlines()[-1], flush=True)
+    print(table(rows[-1:]).splitlines()[-1], flush=True)
   if _DOC.value:
-    files.replace_section(_DOC.value, "arms", table(rows, _REPEATS.value))
+    files.replace_section(_DOC.value, "arms", table(rows))
 
 
 if __name__ == "__main__":
