@@ -142,7 +142,7 @@ def main_table(results: Results, look) -> Table:
   v, sign = stats.winner(results), stats.direction(metric)
   suffix = "_best" if metric.endswith("_best") else ""
   others = [m + suffix for m in _SECONDARY if m + suffix != metric]
-  others += [f"recall_{c}" for c in omitted_classes(results)]
+  others = [*(f"recall_{c}" for c in omitted_classes(results)), *others]
   others = [m for m in others if any(m in a["metrics"] for a in arms.values())]
   digits = {m: _column_digits(results, m, 3) for m in others}
   digits[metric] = _column_digits(results, metric)

@@ -143,7 +143,11 @@ class _Study:
       "train": "checkpoints",
       "evaluate": "results.json",
     }
+    if self.settings["teacher"]["path"]:
+      del left["teacher"]
     for name in PHASES[:first]:
+      if name not in left:
+        continue
       path = os.path.join(self.folder, left[name])
       if not os.path.exists(path):
         raise UserError(

@@ -365,7 +365,7 @@ def plain(value: Any, key: str = "") -> str:
   if isinstance(value, float):
     return f"{value:g}"
   if isinstance(value, list | tuple):
-    return ", ".join(plain(v) for v in value)
+    return ", ".join(plain(v) for v in value) or "none"
   return str(value)
 
 
