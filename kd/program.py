@@ -27,7 +27,7 @@ from jaxtyping import Array
 
 from kd import feed, metrics
 from kd.apply import define, predict
-from kd.arms import Group
+from kd.arms import Group, Part
 from kd.feed import Setup
 
 
@@ -117,17 +117,18 @@ def _step(graphdef, group, setup, state, batch, key, step):
     return outputs, rest
 
   outputs, pullback, rest = jax.vjp(
-    lambda params: jax.vmap(apply)(params, state["rest"]),
+    lambda params: _each_arm(apply, group)(params, state["rest"]),
     state["params"],
     has_aux=True,
   )
   loss, cotangents = _losses(group, outputs, signal)
   (grads,) = pullback(cotangents)
-  norm = jax.vmap(optax.tree.norm)(grads)
+  norm = _each_arm(optax.tree.norm, group)(grads)
   moved = {"rest": rest}
-  moved["params"], moved["opt"] = jax.vmap(
-    functools.partial(_update, group, setup)
-  )(group.numbers, grads, state["opt"], state["params"])
+  update = functools.partial(_update, group, setup)
+  moved["params"], moved["opt"] = _each_arm(update, group)(
+    group.numbers, grads, state["opt"], state["params"]
+  )
   alive = state["diverged"] == 0
   good = alive & jnp.isfinite(loss) & jnp.isfinite(norm)
   kept = {k: state[k] for k in moved}
@@ -136,6 +137,22 @@ def _step(graphdef, group, setup, state, batch, key, step):
     **_where(good, moved, kept),
     "diverged": jnp.where(alive & ~good, step + 1, state["diverged"]),
   }, {"loss": loss, "grad_norm": norm}
+
+
+def _each_arm(fn, arms: Group | Part):
+  """Maps fn over the arms' axis, the first of its arguments' arrays.
+
+  A single arm is not vmapped: XLA folds the transpositions of a plain product
+  into it, but not those of a batch of one.
+  """
+  if len(arms.names) > 1:
+    return jax.vmap(fn)
+
+  def one(*trees):
+    out = fn(*jax.tree.map(lambda x: x[0], trees))
+    return jax.tree.map(lambda x: jnp.expand_dims(x, 0), out)
+
+  return one
 
 
 def _losses(group: Group, outputs, signal):
@@ -148,7 +165,8 @@ def _losses(group: Group, outputs, signal):
     def mean(outputs, numbers, part=part):
       return jnp.mean(part.loss(outputs, signal, numbers))
 
-    loss, cotangent = jax.vmap(jax.value_and_grad(mean))(own, part.numbers)
+    score = _each_arm(jax.value_and_grad(mean), part)
+    loss, cotangent = score(own, part.numbers)
     losses.append(loss)
     cotangents.append(cotangent)
     first = last
