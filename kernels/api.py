@@ -83,6 +83,7 @@ def distill_loss(
   )  # fmt: skip
   n = scan.num_rows(student)
   f32 = jnp.float32
+  weighted = weights is not None
   if weights is None:
     weights = jnp.full(n, 1 / n, f32)
   consts = dict(
@@ -107,6 +108,7 @@ def distill_loss(
     unit_temperature=check.is_known(temperature, 1),
     vocab_size=vocab_size,
     vocab_axis=vocab_axis,
+    weighted=weighted,
   )
   ops = scan.Operands(
     teacher=lax.stop_gradient(teacher),
@@ -180,6 +182,8 @@ def select_plans(
   kernels.tpu and kernels.gpu, where they exist, have `plans(spec, student,
   teacher)`, which returns {platform: plan} or a string that says why not: "cpu"
   in interpret mode, "tpu" or "cuda" compiled. spec is None for token_log_probs.
+  "auto" takes those that say `auto`, for the platform of the mesh in effect
+  where there is one (jax.set_mesh, shard_map), else for all platforms.
   """
   if isinstance(implementation, scan.Plan):
     return (("default", implementation),)
@@ -193,24 +197,40 @@ def select_plans(
   if implementation == "xla":
     return tuple(plans.items())
   backends = {"tpu": "tpu", "gpu": "cuda"}
+  target = _target_platform()
   if implementation == "auto":
     for name, platform in backends.items():
+      if target not in (None, platform):
+        continue
       found = _kernel_plans(name, spec, student, teacher)
       if not isinstance(found, str) and platform in found:
-        plans[platform] = found[platform]
+        plan = found[platform]
+        plans |= {platform: plan} if plan.auto else {}
     return tuple(plans.items())
   found = _kernel_plans(implementation, spec, student, teacher)
   if isinstance(found, str):
     raise check.bad("implementation", repr(implementation), found)
-  here = jax.default_backend()
-  here = "cuda" if here == "gpu" else here
+  here = target or _PLATFORMS.get(jax.default_backend(), jax.default_backend())
   if here not in found:
     raise check.bad(
       "implementation",
       f"{implementation!r} on platform {here!r}",
       f"one of the platforms {sorted(found)}, or implementation 'auto'",
     )
+  if len(found) == 1:  # no choice at lowering: vmap takes no callbacks in one
+    return (("default", found[here]),)
   return tuple(found.items())
+
+
+_PLATFORMS = {"gpu": "cuda"}  # of a device -> of a lowering
+
+
+def _target_platform() -> str | None:
+  """Returns the platform of the mesh in effect; None where there is none."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    return None
+  return _PLATFORMS.get(device.platform, device.platform)
 
 
 def _kernel_plans(name: str, spec, student, teacher) -> dict | str:

@@ -85,8 +85,8 @@ def _nested(eqn):
   for key in NESTED:
     inner = eqn.params.get(key)
     if inner is not None:
-      return inner if hasattr(inner, "consts") else jex_core.ClosedJaxpr(
-        inner, ()
+      return (
+        inner if hasattr(inner, "consts") else jex_core.ClosedJaxpr(inner, ())
       )
   return None
 

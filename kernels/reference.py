@@ -1,8 +1,7 @@
 """The specification: dense, float32, differentiated by jax.grad.
 
-Clear rather than fast. Other implementations are tested against this one and
-against float64. Arguments are those of `kernels.api`, validated, weights filled
-in; there is no `vocab_axis` here.
+Arguments are those of `kernels.api`, validated, with weights filled in; there
+is no `vocab_axis`.
 """
 
 import jax
@@ -15,7 +14,7 @@ f32 = jnp.float32
 
 
 def logits(scores, alive=None):
-  """Returns z [N, V] in float32, 0 in masked rows, FLOOR beyond vocab_size."""
+  """Returns z [N, V], 0 in masked rows, FLOOR beyond vocab_size."""
   rows = lambda x: x if alive is None else jnp.where(alive[:, None], x, 0)
   if isinstance(scores, Head):
     z = rows(scores.hidden).astype(f32) @ scores.kernel.astype(f32)

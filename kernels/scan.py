@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from kernels import tile
 from kernels.types import Head, Logits, Rows, TopK
@@ -35,6 +36,7 @@ class Spec:
     unit_temperature: T is known to be 1, so both terms share one softmax.
     vocab_size: the true V, global.
     vocab_axis: mesh axis that V is sharded over, or None.
+    weighted: whether weights were given, so that some may be 0.
   """
 
   phi: tile.Phi | None
@@ -43,6 +45,7 @@ class Spec:
   unit_temperature: bool
   vocab_size: int
   vocab_axis: str | None = None
+  weighted: bool = True
 
 
 @jax.tree_util.register_dataclass
@@ -107,6 +110,10 @@ class Plan:
     skips_dead: `rows` copes with rows of weight 0 that hold anything
       (their dz is 0; D and CE do not matter), so given logits need no masking,
       which is a copy of [N, V] where a kernel reads them.
+    halves: whether dW of a bfloat16 kernel is accumulated as `split32`, which
+      takes half the memory beside the result. So with every plan it is
+      rounded before the cotangent scales it, and not only after.
+    auto: whether implementation "auto" takes the plan.
   """
 
   rows: RowFunction
@@ -117,6 +124,8 @@ class Plan:
   chunk: int | None = None
   logits_dtype: Any = f32
   skips_dead: bool = False
+  auto: bool = True
+  halves: bool = False
 
   def chunk_rows(self, n: int, v: int, student, teacher) -> int:
     c = self.chunk or self.rule(n, v, student, teacher)
@@ -170,14 +179,16 @@ def dot(a, b, contract: tuple[int, int]):
   return lax.dot_general(a, b, dims, preferred_element_type=f32)
 
 
-def add_outer(dw, h, dz, width: int):
+def add_outer(dw, h, dz, width: int, last=False):
   """Returns dW [H, V] + h^T dz, `width` columns at a time.
 
   XLA does not accumulate into a GEMM's output: dW + h^T dz in one piece writes
   another [H, V] and reads it again. Where that is beyond the cache, blocks of
   columns save the memory and, on a CPU, time (`kernels.xla.cpu_width`).
   """
-  v = dw.shape[1]
+  v = dz.shape[1]
+  if isinstance(dw, tuple):
+    return _add_outer_halves(dw, h, dz, width, last)
   if width >= v:
     return dw + dot(h, dz, (0, 0))
 
@@ -189,6 +200,45 @@ def add_outer(dw, h, dz, width: int):
 
   dw = lax.fori_loop(0, v // width, lambda i, a: add(a, i * width, width), dw)
   return dw if v % width == 0 else add(dw, v - v % width, v % width)
+
+
+def _add_outer_halves(halves, h, dz, width: int, last):
+  """As `add_outer`, dW as `split32` gives it; rounds the last sum."""
+  v = dz.shape[1]
+  width = min(width, v)
+
+  def add(halves, start, width):
+    read = lambda a: lax.dynamic_slice_in_dim(a, start, width, 1)
+    block = join32(*map(read, halves)) + dot(h, read(dz), (0, 0))
+    # TPUs would take dW by columns, and copy all of it in the end.
+    block = with_layout_constraint(block, Layout((0, 1)))
+    high, low = split32(block)
+    high = jnp.where(last, block.astype(high.dtype), high)
+    return tuple(
+      lax.dynamic_update_slice_in_dim(a, x, start, 1)
+      for a, x in zip(halves, (high, low), strict=True)
+    )
+
+  step = lambda i, a: add(a, i * width, width)
+  halves = lax.fori_loop(0, v // width, step, halves)
+  return halves if v % width == 0 else add(halves, v - v % width, v % width)
+
+
+def split32(x):
+  """Returns a float32 array as (its upper half, bfloat16; its lower, uint16).
+
+  Exact, and the upper half can lie where a bfloat16 result will.
+  """
+  bits = lax.bitcast_convert_type(x, jnp.uint32)
+  high = lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+  return high, bits.astype(jnp.uint16)
+
+
+def join32(high, low):
+  """Returns the float32 array that `split32` split."""
+  high = lax.bitcast_convert_type(high, jnp.uint16).astype(jnp.uint32)
+  bits = (high << 16) | low.astype(jnp.uint32)
+  return lax.bitcast_convert_type(bits, f32)
 
 
 def varying(tree) -> tuple[str, ...]:
@@ -250,7 +300,7 @@ def at(start, c: int, n: int):
   return read, write
 
 
-def add_head_gradient(plan: Plan, head, grads, write, h, dz, fresh):
+def add_head_gradient(plan: Plan, head, grads, write, h, dz, fresh, last=False):
   """Adds a chunk to float32 gradients (dh, dW, db), see `over_chunks`.
 
   Args:
@@ -264,7 +314,7 @@ def add_head_gradient(plan: Plan, head, grads, write, h, dz, fresh):
   if fresh is not None:
     h = jnp.where(fresh[:, None], h, jnp.zeros((), h.dtype))
   width = plan.width(*head.kernel.shape)
-  dw = add_outer(grads.kernel, h, dz, width)
+  dw = add_outer(grads.kernel, h, dz, width, last)
   db = None
   if head.bias is not None:
     db = dz if fresh is None else jnp.where(fresh[:, None], dz, 0)
@@ -298,7 +348,12 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
     hard_scale = jnp.where(bad, jnp.nan, hard_scale)
     labels = jnp.clip(labels, 0, spec.vocab_size - 1)
   zeros = jnp.zeros(n, f32)
-  init = (zeros, zeros, zero_gradient(student) if grad else None)
+  grads: Any = zero_gradient(student) if grad else None
+  narrow = grad and isinstance(student, Head)
+  narrow = narrow and student.kernel.dtype == jnp.bfloat16
+  if narrow and plan.halves:
+    grads = dataclasses.replace(grads, kernel=split32(grads.kernel))
+  init = (zeros, zeros, grads)
   init = vary(init, varying((student, ops)))
   offset = column_offset(v, spec.vocab_axis)
 
@@ -328,19 +383,25 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
     d, ce, dz = row_function(spec, chunk, dtype)
     soft, hard = write(soft, d), write(hard, ce)
     if grad and isinstance(student, Head):
-      grads = add_head_gradient(plan, student, grads, write, h, dz, fresh)
+      last = start == n - c
+      grads = add_head_gradient(plan, student, grads, write, h, dz, fresh, last)
     elif grad:
       grads = Logits(write(grads.values, dz), student.vocab_size)
     return soft, hard, grads
 
   soft, hard, grads = over_chunks(n, c, body, init)
+  if narrow:  # all plans alike (on_platform); see Plan.halves
+    dw = grads.kernel[0] if plan.halves else grads.kernel
+    grads = dataclasses.replace(grads, kernel=dw.astype(jnp.bfloat16))
   soft = jnp.where(alive, ops.temperature**2 * soft, 0)
   hard = jnp.where(alive, hard, 0)
   if bad is not None:
     hard = jnp.where(bad, jnp.nan, hard)
   each = ops.soft_weight * soft + ops.hard_weight * hard
   loss = jnp.where(alive, ops.weights * each, 0).sum()
-  return loss, Rows(soft, hard), grads
+  # All plans must return the same types (on_platform): a constant hard term,
+  # say, would vary over no mesh axis.
+  return vary((loss, Rows(soft, hard), grads), varying((student, ops)))
 
 
 def mask_topk(teacher: TopK, alive) -> TopK:

@@ -58,14 +58,30 @@ class Phi:
     1,024 pairs without, 9.5 with the replacement; ACCELERATORS.md.) Where phi
     is not robust they are floored at TINY, so that its author sees no 0 / 0.
     """
+    return self.of_floored(consts, lq, lp, *self.floored(q, p))
+
+  def floor(self, like) -> float:
+    """Returns the least q and p that phi may see."""
+    return 0.0 if self.robust(like) else TINY
+
+  def floored(self, q, p):
+    """Returns (q, p), not below `floor`.
+
+    With a floor of 0 the maximum still keeps a CPU from contracting p - q into
+    a multiply-add, so that p = q gives 0.
+    """
+    floor = self.floor(q)
+    return jnp.maximum(q, floor), jnp.maximum(p, floor)
+
+  def of_floored(self, consts, lq, lp, q, p):
+    """Returns `value` for q and p from `floored`."""
     jaxpr, _ = self._trace(lq)
-    if not self.robust(lq):
-      q, p = jnp.maximum(q, TINY), jnp.maximum(p, TINY)
     return _evaluate(jaxpr, consts, (lq, lp), ((lq, q), (lp, p)))[0]
 
   def value_and_slope(self, consts, lq, lp, q, p):
     """Returns phi and u = dphi/dlq, both finite unless an input is NaN."""
-    fn = lambda lq, q: self.value(consts, lq, lp, q, p)
+    q, p = self.floored(q, p)
+    fn = lambda lq, q: self.of_floored(consts, lq, lp, q, p)
     tangents = (jnp.ones_like(lq), q)
     value, u = jax.jvp(fn, (lq, q), tangents)
     u = jnp.clip(u, -STEEP, STEEP)

@@ -67,7 +67,7 @@ class LossTest(parameterized.TestCase):
     implementation=tuple(PLANS),
   )
   def test_agrees_with_float64(self, divergence, implementation):
-    # The chunks of 16 rows end ragged at N = 37, and columns of 300 at V = 1003.
+    # Chunks of 16 rows end ragged at N = 37, blocks of 300 columns at V = 1003.
     shape = (37, 1003) if implementation == "chunked" else (37, 257)
     student, teacher, labels, weights = problem(*shape)
     kw = dict(

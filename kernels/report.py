@@ -1,0 +1,124 @@
+r"""Says what the compilers make of every kernel, with no accelerator.
+
+    python -m kernels.report
+    python -m kernels.report --targets=v5e,v6e --json=report.json --no-cycles
+
+Evidence of kind "compiled": no line here was run on a TPU or GPU. A target
+whose compiler is not installed is listed as skipped.
+
+- hbm: bytes moved, in units of N V b (b bytes per logit). Our tpu and gpu
+  kernels: by construction, each block is fetched once. XLA programs: XLA's
+  cost_analysis of a program without loops. The floor is 3.
+- temporaries: memory_analysis().temp_size_in_bytes; "beyond" is what is
+  allocated beyond arguments and outputs (temporaries may lie in an output).
+- bundles: static VLIW bundles per 1,024 logit pairs, V = 128256, temperature
+  traced; the bound is how many pass while HBM moves 3 N V b.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import pathlib
+import sys
+
+from kernels import report_tpu, tpu_targets
+
+GPUS = ("h100", "b200")
+
+
+def table(rows: list[dict]) -> str:
+  """Returns the rows as a Markdown table."""
+  head = (
+    "target | kernel | divergence | labels | shape | compiles | VMEM MiB |"
+    " temporaries MiB | beyond MiB | hbm NVb | spills | bundles | bound |"
+    " compile s"
+  )
+  lines = [f"| {head} |", "|" + "---|" * len(head.split("|"))]
+  for r in rows:
+    cells = [
+      r["target"],
+      r["kernel"],
+      r["name"],
+      "yes" if r["hard"] else "",
+      " x ".join(map(str, r["shape"])),
+      "yes" if r["compiles"] else r["error"],
+      _mib(r.get("vmem_bytes")),
+      _mib(r.get("temp_bytes")),
+      _mib(r.get("beyond_bytes")),
+      _number(r.get("hbm_nvb"), 2),
+      _number(r.get("spills"), 0),
+      _number(r.get("bundles"), 2),
+      _number(r.get("bundles_floor"), 2),
+      _number(r.get("compile_s"), 1),
+    ]
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def _number(x, digits: int) -> str:
+  return "" if x is None else f"{x:.{digits}f}"
+
+
+def _mib(x) -> str:
+  return "" if x is None else f"{x / (1 << 20):.1f}"
+
+
+def gpu(targets) -> tuple[list[dict], list[str]]:
+  """Returns kernels.report_gpu's rows for targets, and why some are missing."""
+  if importlib.util.find_spec("kernels.report_gpu") is None:
+    return [], [
+      f"{t}: skipped, there is no kernels.report_gpu" for t in targets
+    ]
+  module = importlib.import_module("kernels.report_gpu")
+  reason = module.available()
+  if reason is not None:
+    return [], [f"{t}: skipped, {reason}" for t in targets]
+  return module.rows(targets), []
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  everything = (*tpu_targets.TARGETS, *GPUS)
+  parser.add_argument("--targets", default=",".join(everything))
+  parser.add_argument("--shapes", default=",".join(map(str, report_tpu.SHAPES)))
+  parser.add_argument("--no-cycles", action="store_true")
+  parser.add_argument("--no-peers", action="store_true")
+  parser.add_argument("--json", help="where to write the rows")
+  flags = parser.parse_args(argv)
+  targets = flags.targets.split(",")
+  for t in targets:
+    if t not in everything:
+      parser.error(f"--targets: got {t!r}, expected {', '.join(everything)}")
+  shapes = [int(v) for v in flags.shapes.split(",")]
+  rows, skipped = [], []
+  tpus = [t for t in targets if t not in GPUS]
+  reason = tpu_targets.available()
+  if reason is not None:
+    skipped += [f"{t}: skipped, {reason}" for t in tpus]
+  elif tpus:
+    cycles = () if flags.no_cycles else ("v5e", "v6e")
+    rows = report_tpu.rows(
+      tpus, shapes, cycle_targets=cycles, peers=not flags.no_peers
+    )
+  print(table(rows))
+  gpus = [t for t in targets if t in GPUS]
+  if gpus:
+    gpu_rows, missing = gpu(gpus)
+    skipped += missing
+    if gpu_rows:
+      print(importlib.import_module("kernels.report_gpu").table(gpu_rows))
+    rows += gpu_rows
+  for line in skipped:
+    print(line)
+  if flags.json:
+    result = {"evidence": "compiled", "rows": rows, "skipped": skipped}
+    pathlib.Path(flags.json).write_text(json.dumps(result, indent=1) + "\n")
+  failed = [r for r in rows if not r.get("compiles", True)]
+  return 1 if failed else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

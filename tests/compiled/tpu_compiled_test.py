@@ -1,0 +1,111 @@
+"""What libtpu says of the TPU kernel: issue 3's bars 3 and 4, with no TPU.
+
+Evidence of kind *compiled*. Skipped without libtpu (requirements-tpu.txt).
+Where a bar is not met, the test holds what was measured, with the bar beside
+it, so that it neither passes unseen nor gets worse.
+"""
+
+from absl.testing import absltest, parameterized
+
+from kernels import report_tpu, tpu_targets
+
+MAIN = ("v5e", "v6e", "tpu7x")
+VOCABS = (32000, 128256, 151936, 262144)
+V = 128256
+NAMED = {  # kd.divergences' own forms, with series near q = p
+  "forward_kl": "kd.divergences:forward_kl",
+  "reverse_kl": "kd.divergences:reverse_kl",
+  "tvd": "kd.divergences:tvd",
+  "jsd": "kd.divergences:jsd(0.5)",
+  "skew_kl": "kd.divergences:skew_kl(0.1)",
+  "skew_reverse_kl": "kd.divergences:skew_reverse_kl(0.1)",
+  "alpha_divergence": "kd.divergences:alpha_divergence(0.5)",
+}
+
+
+def job(target, divergence, v=V, hard=False, **kw):
+  return dict(
+    job="kernel", kernel="tpu", target=target, divergence=divergence, n=256,
+    v=v, hard=hard, dtype="bfloat16",
+  ) | kw  # fmt: skip
+
+
+class CompiledTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    reason = tpu_targets.available()
+    if reason is not None:
+      self.skipTest(reason)
+
+  @parameterized.product(target=tuple(tpu_targets.TARGETS), v=VOCABS)
+  def test_the_kernel_compiles(self, target, v):
+    out = report_tpu.run(job(target, NAMED["forward_kl"], v))
+    self.assertNotIn("error", out)
+    self.assertEqual(out["copies"], [])
+    self.assertLess(out["temp_bytes"], 16 << 20)
+    self.assertLessEqual(out["compile_s"], 15)
+    if target in MAIN:
+      self.assertFalse(out["phases"])
+      self.assertLessEqual(out["hbm_nvb"], 1.05 * 3)
+
+  @parameterized.product(name=tuple(NAMED), hard=(False, True))
+  def test_named_divergences_compile(self, name, hard):
+    for target in ("v5e", "v6e"):
+      out = report_tpu.run(job(target, NAMED[name], hard=hard))
+      self.assertNotIn("error", out)
+      self.assertEqual(out["copies"], [])
+      self.assertLessEqual(out["compile_s"], 15)
+
+  def test_float32_and_ragged(self):
+    for v, dtype in (
+      (50257, "bfloat16"),
+      (128256, "float32"),
+      (257, "float32"),
+    ):
+      out = report_tpu.run(job("v5e", NAMED["jsd"], v, True, dtype=dtype))
+      self.assertNotIn("error", out)
+      if v % 128 == 0:
+        self.assertEqual(out["copies"], [])
+      # Else not met: XLA takes and gives such arrays by columns where 128
+      # divides N but not V, and copies all three. Pad V (`vocab_size`).
+
+  @parameterized.parameters(*MAIN)
+  def test_memory_from_hidden_states(self, target):
+    """Bar 3: at most 1 GiB of temporaries; naive: 8 GiB."""
+    phi = report_tpu.PLAIN["forward_kl"]
+    out = report_tpu.run(
+      dict(
+        job="heads",
+        kernel="tpu",
+        target=target,
+        divergence=phi,
+        shape=report_tpu.HEADS,
+      )
+    )
+    self.assertNotIn("error", out)
+    if target == "tpu7x":
+      # Not met: 2.96 GiB. There XLA keeps bfloat16 operands of GEMMs in tiles
+      # of 16 rows and copies both heads (1.5 GiB), in kernels.xla too (3.5).
+      self.assertLess(out["temp_bytes"], 3.0 * report_tpu.GIB)
+    else:
+      self.assertEqual(out["copies"], [])
+      self.assertLessEqual(out["temp_bytes"], report_tpu.GIB)
+
+  @parameterized.parameters(
+    # Measured (plain forms, temperature traced), 3 % above; bar 4 beside it.
+    ("v5e", "forward_kl", 9.4),  # bar 11.25: met
+    ("v5e", "reverse_kl", 10.0),  # 11.25: met
+    ("v5e", "jsd", 15.0),  # 11.25: not met
+    ("v6e", "forward_kl", 8.6),  # 6.56: not met
+    ("v6e", "reverse_kl", 8.8),  # 7.0: not met
+    ("v6e", "jsd", 14.5),  # 8.5: not met
+  )
+  def test_static_cycles(self, target, name, ceiling):
+    """Bundles per 1,024 pairs at V = 128256; see kernels.report."""
+    out = report_tpu.static(job(target, report_tpu.PLAIN[name]))
+    self.assertIsNotNone(out["bundles"])
+    self.assertLessEqual(out["bundles"], ceiling)
+
+
+if __name__ == "__main__":
+  absltest.main()
