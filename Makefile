@@ -1,6 +1,7 @@
 # make run    set-up, and the default study (STUDY=few_labels runs another)
 # make test   set-up, and lint, types and all tests
 # make smoke  every study at its smallest
+# make compile-check  the kernels, compiled for TPU and GPU with no device
 
 STUDY ?= digits
 WORKDIR ?= runs/$(subst :,-,$(STUDY))
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.13 python3.14 python3 python)
 IS_NEW := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
 
-.PHONY: run test lint smoke clean
+.PHONY: run test lint smoke compile-check clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.runtime
@@ -32,8 +33,15 @@ smoke: $(VENV)/.runtime
 	  $(BIN)/python main.py --config=$$file:smoke --workdir=runs/$$name-smoke || exit; \
 	done
 
+# Compilers for TPU and GPU are heavy (about 1.5 GB), hence a place of their own.
+compile-check: $(BIN)/python
+	test -d .venv-compile || $(BIN)/python -m venv .venv-compile
+	.venv-compile/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt -r requirements-tpu.txt -c constraints.txt
+	.venv-compile/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-gpu.txt
+	JAX_PLATFORMS=cpu .venv-compile/bin/python -m pytest tests/compiled
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-compile
 
 $(BIN)/python:
 	@for python in $(CANDIDATES); do \
