@@ -89,7 +89,7 @@ class ModeTest(parameterized.TestCase):
       )
 
   def test_a_big_student_goes_one_after_another(self):
-    for hidden, full in (((30, 30), False), ((300, 300), True)):
+    for hidden, full in (((30, 30), False), ((500, 500), True)):
       groups, setup = small.study(small.settings(ARMS, hidden=hidden))
       self.assertEqual(train.fills_the_machine(groups, setup)[0], full)
 
