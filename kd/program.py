@@ -6,7 +6,8 @@ an interval of steps for every run, then looks at the validation split:
 
     for each seed (vmapped, or one after another)
       scan over steps
-        gather the seed's batch, once for each transfer set
+        gather the seed's batch, once for each transfer set; where its
+          teacher is live, ask it
         for each group: one forward and backward pass of its arms, vmapped
 
 Runs of a seed share batches, their order, dropout's random numbers and the
@@ -25,10 +26,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from kd import feed, metrics
+from kd import feed, metrics, signals
 from kd.apply import define, predict
-from kd.arms import Group, Part
+from kd.arms import Group
 from kd.feed import Setup
+from kd.signals import Signal
 
 
 def optimizer(group: Group, train: Mapping, numbers: Mapping):
@@ -105,8 +107,21 @@ def jitter(key: Array, images: Array, pixels: int) -> Array:
   return jax.vmap(crop)(jnp.pad(images, pad), shifts)
 
 
+def _ask(graphdef, weights, live: feed.Live, inputs, signal, key) -> Signal:
+  """Returns what a live teacher says of a batch, once for all arms."""
+  model = nnx.merge(graphdef, weights["params"], weights["rest"])
+  return signals.of_teacher(
+    jax.lax.stop_gradient(model(inputs)),
+    signal.truth.ids,
+    samples=live.samples,
+    temperature=live.temperature,
+    key=key,
+  )
+
+
 def _step(graphdef, group, setup, state, batch, key, step):
-  """Takes one optimiser step of a group's arms: (state, logs), arrays [A]."""
+  """Takes one optimiser step of a group's arms: (state, logs), arrays [A],
+  or without that axis where there is one arm."""
   inputs, signal = batch
 
   def apply(params, rest):
@@ -124,67 +139,84 @@ def _step(graphdef, group, setup, state, batch, key, step):
   loss, cotangents = _losses(group, outputs, signal)
   (grads,) = pullback(cotangents)
   norm = _each_arm(optax.tree.norm, group)(grads)
-  moved = {"rest": rest}
-  update = functools.partial(_update, group, setup)
-  moved["params"], moved["opt"] = _each_arm(update, group)(
-    group.numbers, grads, state["opt"], state["params"]
-  )
   alive = state["diverged"] == 0
   good = alive & jnp.isfinite(loss) & jnp.isfinite(norm)
-  kept = {k: state[k] for k in moved}
+  update = functools.partial(_update, group, setup)
+  params, opt = _each_arm(update, group)(
+    _drop_axis(group, group.numbers), grads, state["opt"], state["params"], good
+  )
   return {
     **state,
-    **_where(good, moved, kept),
+    "params": params,
+    "rest": _where(good, rest, state["rest"]),
+    "opt": opt,
     "diverged": jnp.where(alive & ~good, step + 1, state["diverged"]),
   }, {"loss": loss, "grad_norm": norm}
 
 
-def _each_arm(fn, arms: Group | Part):
+def _each_arm(fn, group: Group):
   """Maps fn over the arms' axis, the first of its arguments' arrays.
 
-  A single arm is not vmapped: XLA folds the transpositions of a plain product
-  into it, but not those of a batch of one.
+  A single arm has no such axis in a step (`_drop_axis`).
   """
-  if len(arms.names) > 1:
-    return jax.vmap(fn)
+  return jax.vmap(fn) if len(group.names) > 1 else fn
 
-  def one(*trees):
-    out = fn(*jax.tree.map(lambda x: x[0], trees))
-    return jax.tree.map(lambda x: jnp.expand_dims(x, 0), out)
 
-  return one
+def _drop_axis(group: Group, tree):
+  """Returns the tree without the arms' axis where there is one arm.
+
+  XLA folds the transpositions of a plain product into it, but not those of a
+  batch of one; and it copies a loop's state that it sees through a reshape.
+  """
+  return tree if len(group.names) > 1 else jax.tree.map(lambda x: x[0], tree)
+
+
+def _restore_axis(group: Group, tree):
+  if len(group.names) > 1:
+    return tree
+  return jax.tree.map(lambda x: jnp.expand_dims(x, 0), tree)
 
 
 def _losses(group: Group, outputs, signal):
   """Returns each arm's loss [A], and its gradient in the model's outputs."""
-  losses, cotangents, first = [], [], 0
+
+  def score(part, outputs):
+    def mean(outputs, numbers):
+      return part.loss(outputs, signal, numbers)
+
+    numbers = _drop_axis(group, part.numbers)
+    return _each_arm(jax.value_and_grad(mean), group)(outputs, numbers)
+
+  if len(group.parts) == 1:
+    return score(group.parts[0], outputs)
+  scored, first = [], 0
   for part in group.parts:
-    last = first + len(part.names)
-    own = jax.tree.map(lambda x, a=first, b=last: x[a:b], outputs)
-
-    def mean(outputs, numbers, part=part):
-      return jnp.mean(part.loss(outputs, signal, numbers))
-
-    score = _each_arm(jax.value_and_grad(mean), part)
-    loss, cotangent = score(own, part.numbers)
-    losses.append(loss)
-    cotangents.append(cotangent)
-    first = last
-  join = functools.partial(jax.tree.map, lambda *xs: jnp.concatenate(xs))
-  return jnp.concatenate(losses), join(*cotangents)
+    own = slice(first, first + len(part.names))
+    of_part = jax.tree.map(lambda x, own=own: x[own], outputs)
+    scored.append(score(part, of_part))
+    first = own.stop
+  return jax.tree.map(lambda *xs: jnp.concatenate(xs), *scored)
 
 
-def _update(group, setup, numbers, grads, opt, params):
+def _update(group, setup, numbers, grads, opt, params, good):
+  """Moves one arm's weights if `good`.
+
+  A stopped run never moves again, so its optimiser's state may hold anything:
+  selecting that too would cost a copy of it at every step.
+  """
   updates, opt = optimizer(group, setup.train, numbers).update(
     grads, opt, params
   )
+  updates = jax.tree.map(lambda u: jnp.where(good, u, 0.0), updates)
   return optax.apply_updates(params, updates), opt
 
 
 def _where(choice: Array, yes, no):
   """Selects arm by arm between two trees of arrays [A, ...]."""
   return jax.tree.map(
-    lambda a, b: jnp.where(jnp.expand_dims(choice, range(1, a.ndim)), a, b),
+    lambda a, b: jnp.where(
+      jnp.expand_dims(choice, range(choice.ndim, a.ndim)), a, b
+    ),
     yes,
     no,
   )
@@ -214,45 +246,73 @@ def _validate(graphdef, setup, state, inputs, labels, step):
 
 def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
   """Returns the compiled program: (state, seeds, xs, start, resident) ->
-  (state, logs), with `xs` the batches of kd.feed, [S, steps, ...]."""
-  graphdefs = [define(g.student, setup.task)[0] for g in groups]
-  named = [(feed.transfer_of(g.signal), g) for g in groups]
+  (state, logs), with `xs` the batches of kd.feed, [S, steps, ...].
 
-  def one_seed(state, seed, xs, start, resident):
-    stream = jax.random.fold_in(jax.random.key(seed), 1)
-    scale = setup.task.scale
+  One by one, a run's steps are all taken before the next run's, so that its
+  weights and moments stay in cache.
+  """
+  graphdefs = {id(g): define(g.student, setup.task)[0] for g in groups}
+  teachers = {
+    name: define(transfer.live.model, setup.task)[0]
+    for name, transfer in setup.transfers.items()
+    if transfer.live
+  }
+
+  def train(groups, state, stream, steps, xs, resident):
+    """Scans over the steps, a few groups side by side."""
 
     def batch(name, x, key):
+      transfer = setup.transfers[name]
       inputs, signal = feed.gather(resident[name], x)
-      inputs = inputs.astype(jnp.float32) * scale
-      if setup.jitter:
-        inputs = jitter(key, inputs, setup.jitter)
+      inputs = inputs.astype(jnp.float32) * setup.task.scale
+      if transfer.jitter:
+        inputs = jitter(key, inputs, transfer.jitter)
+      if transfer.live:
+        teacher = resident[name]["teacher"]
+        signal = _ask(teachers[name], teacher, transfer.live, inputs, signal,
+                      jax.random.fold_in(key, 1))  # fmt: skip
       return inputs, signal
 
     def body(state, item):
       step, x = item
-      drop, shift = jax.random.split(jax.random.fold_in(stream, step))
-      batches = {name: batch(name, x[name], shift) for name in x}
+      drop, look = jax.random.split(jax.random.fold_in(stream, step))
+      batches = {name: batch(name, x[name], look) for name in x}
       out = [
-        _step(g, group, setup, st, batches[name], drop, step)
-        for g, (name, group), st in zip(graphdefs, named, state, strict=True)
+        _step(graphdefs[id(g)], g, setup, st, batches[name], drop, step)
+        for g, name, st in zip(groups, names, state, strict=True)
       ]
       return tuple(st for st, _ in out), tuple(log for _, log in out)
 
+    names = [feed.transfer_of(g.signal) for g in groups]
+    xs = {name: xs[name] for name in names}
+    state = tuple(map(_drop_axis, groups, state))
+    state, logs = jax.lax.scan(body, state, (steps, xs))
+    state = tuple(map(_restore_axis, groups, state))
+    logs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), logs)
+    return state, tuple(map(_restore_axis, groups, logs))  # [A, steps]
+
+  def validate(group, state, logs, step, resident):
+    look = functools.partial(_validate, graphdefs[id(group)], setup)
+    examples = resident["validation"]
+    state, seen = jax.vmap(lambda st: look(st, *examples, step))(state)
+    return state, logs | seen
+
+  def one_seed(state, seed, xs, start, resident):
+    stream = jax.random.fold_in(jax.random.key(seed), 1)
     length = jax.tree.leaves(xs)[0].shape[0]
     steps = start + jnp.arange(length, dtype=jnp.int32)
-    state, logs = jax.lax.scan(body, state, (steps, xs))
-    logs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), logs)  # [A, steps]
+    shared = (stream, steps, xs, resident)
+    if one_by_one:
+      pairs = zip(groups, state, strict=True)
+      out = [train([g], (st,), *shared) for g, st in pairs]
+      state, logs = (sum(parts, ()) for parts in zip(*out, strict=True))
+    else:
+      state, logs = train(groups, state, *shared)
     out = [
-      jax.vmap(
-        lambda st, g=g: _validate(
-          g, setup, st, *resident["validation"], start + length
-        )
-      )(st)
-      for g, st in zip(graphdefs, state, strict=True)
+      validate(*of_group, start + length, resident)
+      for of_group in zip(groups, state, logs, strict=True)
     ]
-    logs = tuple(a | b for a, (_, b) in zip(logs, out, strict=True))
-    return tuple(st for st, _ in out), logs
+    return tuple(st for st, _ in out), tuple(log for _, log in out)
 
   def every_seed(state, seeds, xs, start, resident):
     def run(args):
