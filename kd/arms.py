@@ -22,13 +22,20 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from kd import models, schema
+from kd import divergences, models, schema
 from kd.errors import UserError
 from kd.models import Outputs
 from kd.signals import Signal
-from kd.terms import OBJECTIVES, Loss
+from kd.terms import OBJECTIVES
+from kernels import Head, distill_loss
 
+NO_TEACHER: dict[str, Any] = dict(
+  teacher=None, divergence=divergences.forward_kl, soft_weight=0.0
+)
+# The classes from which on the kernels' loss is faster: docs/performance.md.
+FUSED_FROM = 32
 OPTIMIZER = ("learning_rate", "weight_decay", "momentum")  # arms' numbers
 
 
@@ -48,13 +55,28 @@ class Part:
 
   def loss(
     self, student: Outputs, signal: Signal, numbers: Sequence[Mapping]
-  ) -> Loss:
-    """Returns each example's loss; `numbers` are one arm's."""
-    total = jnp.zeros(student.hidden.shape[0])
+  ) -> Float[Array, ""]:
+    """Returns a batch's mean loss; `numbers` are one arm's.
+
+    From V = FUSED_FROM on, the terms that kernels.distill_loss expresses are
+    one call of it, which never holds the logits of a large batch.
+    """
+    large = student.num_classes >= FUSED_FROM
+    total = jnp.zeros(())
+    fused: dict[str, Any] = {}
     for (name, static), traced in zip(self.terms, numbers, strict=True):
-      keys = {k: v for k, v in traced.items() if k != "weight"}
-      term = OBJECTIVES[name].loss(student, signal, **static, **keys)
-      total = total + traced["weight"] * term
+      keys = {**static, **traced}
+      weight = keys.pop("weight")
+      objective = OBJECTIVES[name]
+      if large and objective.fused is not None:
+        fused |= objective.fused(signal, weight, **keys)
+      else:
+        term = objective.loss(student, signal, **keys)
+        total = total + weight * jnp.mean(term)
+    if fused:
+      head = Head(student.hidden, student.kernel, student.bias)
+      fused = NO_TEACHER | fused
+      total = total + distill_loss(head, **fused)[0]
     return total
 
 

@@ -2,8 +2,8 @@
 
     python -m kd.bench [--repeats=5] [--doc=docs/performance.md]
 
-All train the same: A arms (temperatures 1, 2, 4, 8, 20) x S seeds of an MLP on
-the same random data, Adam, on the present device.
+First table. All train the same: A arms (temperatures 1, 2, 4, 8, 20) x S seeds
+of an MLP on the same random data, Adam, on the present device.
 
   nnx loop      Flax's usual way: nnx.jit, nnx.Optimizer, batches that NumPy
                 gathers; one run after another
@@ -15,6 +15,9 @@ the same random data, Adam, on the present device.
 The loops are timed over the seeds of one arm and multiplied by A: their runs
 follow one another and differ in a number. Compilation is left out (a first call
 each), and all are timed in turn, so that ratios hold on a noisy machine.
+
+Second table: the same study with one hidden layer and more and more classes,
+its losses from logits or through kernels.distill_loss (kd.arms.FUSED_FROM).
 """
 
 import functools
@@ -23,6 +26,7 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +59,9 @@ STEPS = 300
 BATCH = 128
 EXAMPLES = 4096
 STUDENTS = ((30, 30), (100, 100), (800, 800))
-SECONDS = 60  # that repeats may take for each student; at least one is timed
+WIDTH = (64,)
+CLASSES = (10, 32, 100, 1000, 4000)
+SECONDS = 240  # that repeats may take for each student; at least one is timed
 
 
 class _Inputs:
@@ -77,15 +83,17 @@ class _Task:
   """What training needs of a task: shapes, a scale, validation images."""
 
   name = "random images"
-  num_classes = 10
   input_shape = (28, 28, 1)
   scale = 1 / 255
   resident = True
   train = _Inputs(EXAMPLES)
   validation = _Inputs(16)
 
+  def __init__(self, num_classes: int):
+    self.num_classes = num_classes
 
-def study(hidden: tuple[int, ...], runs: str):
+
+def study(hidden: tuple[int, ...], runs: str, classes: int = 10):
   """Returns (groups, setup) of the timed study."""
   options = config.defaults()
   options.student = {"name": "mlp", "hidden": hidden, "dropout": 0.0}
@@ -102,17 +110,17 @@ def study(hidden: tuple[int, ...], runs: str):
     }
   }
   settings = config.resolve(options)
-  groups = arms.group(settings["arms"], _Task.num_classes)
+  groups = arms.group(settings["arms"], classes)
   rng = np.random.default_rng(1)
   signal = signals.make(
-    rng.normal(size=(EXAMPLES, 10)).astype(np.float32),
+    rng.normal(size=(EXAMPLES, classes)).astype(np.float32),
     None,
     samples=16,
     temperature=1.0,
     seed=0,
   )
   rows = np.tile(np.arange(EXAMPLES, dtype=np.int32), (SEEDS, 1))
-  task: Any = _Task()
+  task: Any = _Task(classes)
   transfer = Transfer(task.train, signal, rows)
   setup = Setup(
     task=task,
@@ -124,10 +132,10 @@ def study(hidden: tuple[int, ...], runs: str):
 
 
 def in_one_program(
-  hidden: tuple[int, ...], runs: str
+  hidden: tuple[int, ...], runs: str, classes: int = 10
 ) -> tuple[Callable[[], Any], str]:
   """Returns (run, how): training as a study does it, and how it was mapped."""
-  groups, setup = study(hidden, runs)
+  groups, setup = study(hidden, runs, classes)
   one_by_one, _ = train.fills_the_machine(groups, setup)
   if one_by_one:
     groups = [single for group in groups for single in train.split(group)]
@@ -176,7 +184,7 @@ def careful_loop(hidden: tuple[int, ...]) -> Callable[[float], Any]:
       model = nnx.merge(graphdef, params, rest)
       outputs = model(inputs.astype(jnp.float32) * setup.task.scale)
       numbers = [{"weight": 1.0, "temperature": temperature}]
-      return jnp.mean(part.loss(outputs, signal, numbers))
+      return part.loss(outputs, signal, numbers)
 
     loss, grads = jax.value_and_grad(loss_fn)(params)
     updates, opt = tx.update(grads, opt, params)
@@ -297,14 +305,54 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+def measure_classes(classes: int, repeats: int) -> dict[str, Any]:
+  """Times a study's losses from logits and through the kernels."""
+  ways = {}
+  for way, first in (("logits", classes + 1), ("kernels", classes)):
+    with mock.patch.object(arms, "FUSED_FROM", first):
+      ways[way], _ = in_one_program(WIDTH, "vmap", classes)
+      ways[way]()  # compiled while FUSED_FROM is what it is
+  times: dict[str, list[float]] = {way: [] for way in ways}
+  for _ in range(repeats):
+    for way, run in ways.items():
+      times[way].append(seconds(run))
+  pairs = zip(times["kernels"], times["logits"], strict=True)
+  return {
+    "classes": classes,
+    "seconds": {way: statistics.median(t) for way, t in times.items()},
+    "ratio": statistics.median(a / b for a, b in pairs),
+  }
+
+
+def classes_table(rows: list[dict[str, Any]]) -> str:
+  """Returns the measurements as Markdown."""
+  hidden = "-".join(map(str, (784, *WIDTH, "V")))
+  lines = [
+    f"The same arms, seeds, steps and batches of {hidden}, vmapped. Evidence: "
+    "run, as above.",
+    "",
+    "| V | from logits | through the kernels | ratio |",
+    "| --: | --: | --: | --: |",
+  ]
+  lines += [
+    f"| {row['classes']} | {row['seconds']['logits']:.2f} "
+    f"| {row['seconds']['kernels']:.2f} | **{row['ratio']:.2f}** |"
+    for row in rows
+  ]
+  return "\n".join(lines)
+
+
 def main(argv: list[str]) -> None:
   del argv
+  wide = [measure_classes(v, _REPEATS.value) for v in CLASSES]
+  print(classes_table(wide), flush=True)
   rows = []
   for hidden in STUDENTS:
     rows.append(measure(hidden, _REPEATS.value))
     print(table(rows[-1:]).splitlines()[-1], flush=True)
   if _DOC.value:
     files.replace_section(_DOC.value, "arms", table(rows))
+    files.replace_section(_DOC.value, "classes", classes_table(wide))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ def defaults() -> ConfigDict:
       "signal": {
         "pool": "train",  # or rest: what the teacher didn't see
         "labelled": False,  # whether arms may see the true labels
+        "live": False,  # the teacher answers inside the step, not beforehand
+        "jitter": 0,  # pixels; a stored signal is that of the unshifted image
         "size": None,  # examples drawn for each seed; None is all
         "omit_classes": (),
         "only_classes": (),

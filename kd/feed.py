@@ -22,6 +22,22 @@ from kd.signals import Signal
 
 
 @dataclasses.dataclass(frozen=True)
+class Live:
+  """A teacher inside the step.
+
+  Attributes:
+    model: its name and options.
+    weights: {"params", "rest"}.
+    samples, temperature: of the answers that are drawn, at each step anew.
+  """
+
+  model: Mapping[str, Any]
+  weights: Any
+  samples: int
+  temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Transfer:
   """A transfer set: where its inputs and signal are, and each seed's rows.
 
@@ -30,12 +46,17 @@ class Transfer:
     signal: what the teacher left on the split's rows from `first` on.
     rows: [S, n], positions in the split, drawn for each seed.
     first: the split's row that the signal begins with.
+    jitter: pixels by which its images are shifted at random.
+    live: how the teacher answers each batch inside the step, after the jitter;
+      None where its signal was stored. `signal` then holds true labels alone.
   """
 
   inputs: data.Split
   signal: Signal
   rows: np.ndarray
   first: int = 0
+  jitter: int = 0
+  live: Live | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +68,6 @@ class Setup:
     transfers: by the name that `transfer_of` gives a group of arms.
     seeds: one for each run of an arm.
     train: the config's section.
-    jitter: pixels by which training images are shifted at random.
     eval_batch: examples in one forward pass of the validation split.
     devices: over how many devices the seeds are spread.
   """
@@ -56,7 +76,6 @@ class Setup:
   transfers: Mapping[str, Transfer]
   seeds: Sequence[int]
   train: Mapping[str, Any]
-  jitter: int = 0
   eval_batch: int = 1024
   devices: int = 1
 
@@ -67,8 +86,8 @@ def transfer_of(section: Mapping[str, Any]) -> str:
 
 
 def resident(setup: Setup) -> dict[str, Any]:
-  """Returns what lies on the device: {transfer: (inputs or None, signal,
-  first)}, and under "validation" that split's (inputs, labels)."""
+  """Returns what lies on the device: {transfer: {"inputs", "signal", "first",
+  "teacher"}}, and under "validation" that split's (inputs, labels)."""
   shared: dict[int, Array] = {}  # transfer sets of one pool share its inputs
 
   def inputs(split: data.Split):
@@ -79,7 +98,12 @@ def resident(setup: Setup) -> dict[str, Any]:
     return shared[id(split)]
 
   placed = {
-    name: (inputs(t.inputs), jax.tree.map(jnp.asarray, t.signal), t.first)
+    name: {
+      "inputs": inputs(t.inputs),
+      "signal": jax.tree.map(jnp.asarray, t.signal),
+      "first": t.first,
+      "teacher": t.live and jax.tree.map(jnp.asarray, t.live.weights),
+    }
     for name, t in setup.transfers.items()
   }
   validation = jax.tree.map(jnp.asarray, setup.task.validation.arrays())
@@ -88,11 +112,10 @@ def resident(setup: Setup) -> dict[str, Any]:
 
 def gather(placed, x: Mapping[str, Array]):
   """Gathers one batch (inputs, signal) inside the compiled step."""
-  inputs, signal, first = placed
-  rows = x["rows"]
-  if inputs is None:
-    return x["inputs"], signal.at(rows - first)
-  return jnp.take(inputs, rows, axis=0), signal.at(rows - first)
+  signal = placed["signal"].at(x["rows"] - placed["first"])
+  if placed["inputs"] is None:
+    return x["inputs"], signal
+  return jnp.take(placed["inputs"], x["rows"], axis=0), signal
 
 
 def stops(train: Mapping[str, Any], done: int) -> list[int]:

@@ -126,6 +126,8 @@ SECTIONS: dict[str, Any] = {
   "signal": {
     "pool": choice("train", "rest"),
     "labelled": FLAG,
+    "live": FLAG,
+    "jitter": integer(0),
     "size": optional(integer(1)),
     "omit_classes": integers(0),
     "only_classes": integers(0),

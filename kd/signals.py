@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from kd.models import Outputs
+
 
 class _Rows:
   """A pytree of arrays [N, ...]; `at(rows)` selects along N."""
@@ -32,6 +34,11 @@ class Dense(_Rows):
   """The teacher's logits over all V classes."""
 
   logits: Float[Array, "N V"]
+
+  @property
+  def answer(self) -> Int[Array, "N"]:
+    """The likeliest class."""
+    return jnp.argmax(self.logits, -1).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -64,12 +71,13 @@ class Samples(_Rows):
 class Signal(_Rows):
   """All that the arms of a study may read of a transfer set.
 
-  `truth` is -1 where the transfer set is unlabelled.
+  `truth` is -1 where the transfer set is unlabelled. `dense` has the teacher's
+  `logits`: stored ones, or those of a live teacher's outputs.
   """
 
   truth: Labels
   answer: Labels
-  dense: Dense
+  dense: Dense | Outputs
   samples: Samples
 
 
@@ -82,7 +90,7 @@ def of_labels(ids: ArrayLike) -> Signal:
   return Signal(truth=labels, answer=labels, dense=Dense(none), samples=empty)
 
 
-def top_k(dense: Dense, k: int) -> TopK:
+def top_k(dense: Dense | Outputs, k: int) -> TopK:
   """Keeps the k likeliest classes of each row, exactly."""
   log_probs, ids = jax.lax.top_k(
     jax.nn.log_softmax(dense.logits.astype(jnp.float32)), k
@@ -90,7 +98,9 @@ def top_k(dense: Dense, k: int) -> TopK:
   return TopK(ids, log_probs)
 
 
-def sample(key: Array, dense: Dense, *, k: int, temperature: float) -> Samples:
+def sample(
+  key: Array, dense: Dense | Outputs, *, k: int, temperature: float
+) -> Samples:
   """Draws k answers a row from softmax(logits / temperature).
 
   Row n's draws depend on the key and on n alone, so that a larger transfer
@@ -108,32 +118,38 @@ def sample(key: Array, dense: Dense, *, k: int, temperature: float) -> Samples:
   )
 
 
-def make(
-  logits: ArrayLike,
+def of_teacher(
+  teacher: Dense | Outputs,
   truth: ArrayLike | None,
   *,
   samples: int,
   temperature: float,
-  seed: int,
+  key: Array,
 ) -> Signal:
-  """Makes the signal of a transfer set from the teacher's logits on it.
+  """Makes the signal of N examples from what the teacher makes of them.
 
   Args:
-    logits: the teacher's [N, V].
-    truth: the true labels [N], or None where the transfer set has none.
+    teacher: its logits, or outputs that have them.
+    truth: the true labels [N], or None where there are none.
     samples: K, the answers drawn a row.
     temperature: at which they are drawn.
-    seed: of the draws.
+    key: of the draws.
   """
-  dense = Dense(jnp.asarray(logits, jnp.float32))
-  answer = Labels(jnp.argmax(dense.logits, -1).astype(jnp.int32))
+  answer = Labels(teacher.answer)
   if truth is None:
-    truth = jnp.full(len(dense.logits), -1)
+    truth = jnp.full(answer.ids.shape, -1)
   return Signal(
     truth=Labels(jnp.asarray(truth, jnp.int32)),
     answer=answer,
-    dense=dense,
-    samples=sample(
-      jax.random.key(seed), dense, k=samples, temperature=temperature
-    ),
+    dense=teacher,
+    samples=sample(key, teacher, k=samples, temperature=temperature),
   )
+
+
+def make(
+  logits: ArrayLike, truth: ArrayLike | None, *, seed: int, **drawn
+) -> Signal:
+  """Makes the signal of a transfer set from the teacher's logits [N, V] on it;
+  `seed` is that of the draws, the rest as in `of_teacher`."""
+  dense = Dense(jnp.asarray(logits, jnp.float32))
+  return of_teacher(dense, truth, key=jax.random.key(seed), **drawn)

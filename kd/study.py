@@ -35,13 +35,15 @@ from kd import (
 )
 from kd.checkpoint import Checkpoints
 from kd.errors import UserError, brief, why
-from kd.feed import Setup, Transfer, transfer_of
+from kd.feed import Live, Setup, Transfer, transfer_of
 from kd.logs import Metrics
 
 PHASES = ("teacher", "label", "train", "evaluate", "report")
 MANY_CLASSES = 2**31 - 1  # where the task isn't known yet
-# What draws an arm's rows from a pool; the rest of the section is the pool's.
+# What draws an arm's rows from a pool, and what is done with them in a step;
+# the rest of an arm's `signal` section is the pool's.
 DRAW = ("size", "omit_classes", "only_classes")
+STEP = ("jitter", "live")
 
 
 def log_devices() -> None:
@@ -77,6 +79,9 @@ def run(
   task = data.load(settings["task"])
   groups = arms.group(settings["arms"], task.num_classes)
   teacher.check(settings["teacher"], task)
+  for name, arm in settings["arms"].items():
+    path = f"arms.{name}.signal.jitter"
+    teacher.check_jitter(path, arm["signal"]["jitter"], task)
   _check_evaluate(settings, task)
   seeds = [settings["seed"] + s for s in range(settings["seeds"])]
   drawn = _draw(groups, settings, task, seeds)
@@ -177,14 +182,36 @@ class _Study:
     pools: dict[str, signals.Signal] = {}
     transfers = {}
     for group in self.groups:
-      name = transfer_of(group.signal)
+      section = group.signal
+      name = transfer_of(section)
       start, rows = self.drawn[name]
-      pool = {k: v for k, v in group.signal.items() if k not in DRAW}
-      key = transfer_of(pool)
+      pool = {k: v for k, v in section.items() if k not in DRAW + STEP}
+      key = transfer_of(pool | {"live": section["live"]})
       if key not in pools:
-        pools[key] = self._pool(pool, start)
-      transfers[name] = Transfer(self.task.train, pools[key], rows, start)
+        ask = self._truth if section["live"] else self._pool
+        pools[key] = ask(pool, start)
+      transfers[name] = Transfer(
+        inputs=self.task.train,
+        signal=pools[key],
+        rows=rows,
+        first=start,
+        jitter=section["jitter"],
+        live=self._live(section) if section["live"] else None,
+      )
     return transfers
+
+  def _live(self, section: Mapping[str, Any]) -> Live:
+    return Live(
+      self.teacher.model,
+      self.teacher.weights,
+      samples=section["samples"],
+      temperature=section["temperature"],
+    )
+
+  def _truth(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
+    """Returns what is known of a pool before a live teacher is asked."""
+    labels = self.task.train.labels()[start:]
+    return signals.of_labels(labels if pool["labelled"] else 0 * labels - 1)
 
   def _pool(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
     """Returns a pool's signal, labelled now, or read."""

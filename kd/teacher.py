@@ -68,11 +68,16 @@ def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
   schema.check_optimizer("teacher.train", section["train"])
   if task is not None:
     apply.define(options(section), task)  # raises where the inputs don't fit
-    if section["train"]["jitter"] and len(task.input_shape) != 3:
-      raise UserError(
-        f"teacher.train.jitter = {section['train']['jitter']}: expected 0, "
-        f"since inputs of shape {task.input_shape} are no images"
-      )
+    check_jitter("teacher.train.jitter", section["train"]["jitter"], task)
+
+
+def check_jitter(path: str, pixels: int, task: data.Task) -> None:
+  """Raises UserError where inputs that are no images are to be shifted."""
+  if pixels and len(task.input_shape) != 3:
+    raise UserError(
+      f"{path} = {pixels}: expected 0, since inputs of shape "
+      f"{task.input_shape} are no images"
+    )
 
 
 def first_unseen(section: Mapping[str, Any], task: data.Task) -> int:
@@ -124,13 +129,13 @@ def obtain(
     inputs=task.train,
     signal=signals.of_labels(labels),
     rows=np.arange(count, dtype=np.int32)[None],
+    jitter=section["train"]["jitter"],
   )
   setup = Setup(
     task=task,
     transfers={transfer_of(arm["signal"]): transfer},
     seeds=[section["seed"]],
     train=section["train"],
-    jitter=section["train"]["jitter"],
     eval_batch=batch,
   )
   os.makedirs(folder, exist_ok=True)

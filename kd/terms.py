@@ -8,6 +8,7 @@ may be traced; an arm that differs in them alone costs no compilation.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from kd.errors import UserError
 from kd.models import Outputs
 from kd.schema import Check
 from kd.signals import Signal
+from kernels import Head, Logits
 
 Keys = Mapping[str, Check]
 Loss = Float[Array, "B"]
@@ -34,11 +36,14 @@ class Objective:
   """A loss for each example, and the config keys that it takes.
 
   `keys` may be a function of the arm's own keys, where one key (a divergence)
-  decides which others are needed.
+  decides which others are needed. `fused`, if there is one, gives the arguments
+  with which kernels.distill_loss computes the weighted mean of the loss:
+  (signal, weight, **keys) -> arguments.
   """
 
   loss: Callable[..., Loss]
   keys: Keys | Callable[[str, Mapping], Keys]
+  fused: Callable[..., dict[str, Any]] | None = None
 
 
 def _target(signal: Signal, target: str):
@@ -49,12 +54,30 @@ def _hard(student: Outputs, signal: Signal, *, target) -> Loss:
   return objectives.hard(student.logits, _target(signal, target))
 
 
+def _hard_fused(signal: Signal, weight, *, target) -> dict[str, Any]:
+  return {"labels": _target(signal, target), "hard_weight": weight}
+
+
 def _soft(
   student: Outputs, signal: Signal, *, temperature, divergence, **parameters
 ) -> Loss:
   phi = divergences.get(divergence, **parameters)
   teacher = signal.dense.logits
   return objectives.soft(student.logits, teacher, temperature, phi)
+
+
+def _soft_fused(
+  signal: Signal, weight, *, temperature, divergence, **parameters
+) -> dict[str, Any]:
+  teacher = signal.dense
+  return {
+    "teacher": Head(teacher.hidden, teacher.kernel, teacher.bias)
+    if isinstance(teacher, Outputs)
+    else Logits(teacher.logits),
+    "divergence": divergences.get(divergence, **parameters),
+    "temperature": temperature,
+    "soft_weight": weight,
+  }
 
 
 def _soft_keys(path: str, arm: Mapping) -> Keys:
@@ -94,14 +117,16 @@ def _dist(
 def _frequencies(
   student: Outputs, signal: Signal, *, samples, temperature
 ) -> Loss:
-  """Soft targets estimated by the frequencies of K sampled answers."""
+  """Soft targets estimated by the frequencies of K sampled answers.
+
+  With f_k the frequency of the k-th sample's answer, the forward KL is
+  sum_k (log f_k - log q_k) / K: the other classes have no frequency.
+  """
   ids = signal.samples.ids[:, :samples]
-  votes = jax.nn.one_hot(ids, student.logits.shape[-1]).mean(axis=-2)
-  # softmax(log(votes)) is the frequencies, whatever T divides them by.
-  log_votes = temperature * jnp.log(jnp.maximum(votes, 1e-30))
-  return objectives.soft(
-    student.logits, log_votes, temperature, divergences.forward_kl
-  )
+  same = ids[:, :, None] == ids[:, None, :]
+  log_f = jnp.log(same.mean(axis=-1))
+  log_q = student.log_probs_at(ids, temperature)
+  return temperature**2 * (log_f - log_q).mean(axis=-1)
 
 
 def _candidates(student: Outputs, signal: Signal, samples, scores, candidates):
@@ -110,17 +135,16 @@ def _candidates(student: Outputs, signal: Signal, samples, scores, candidates):
   With "sampled" the list is the distinct answers among the K samples; with
   "all" it is every class, those never sampled having no vote.
   """
-  logits, drawn = student.logits, signal.samples
+  drawn = signal.samples
   ids, log_probs = drawn.ids[:, :samples], drawn.log_probs[:, :samples]
   if candidates == "all":
-    votes = jax.nn.one_hot(ids, logits.shape[-1]).sum(axis=-2)
-    return logits, votes, jnp.ones(logits.shape, bool)
+    votes = jax.nn.one_hot(ids, student.num_classes).sum(axis=-2)
+    return student.logits, votes, jnp.ones(votes.shape, bool)
   same = ids[:, :, None] == ids[:, None, :]
   earlier = jnp.tril(jnp.ones((samples, samples), bool), -1)
   first = ~jnp.any(same & earlier, axis=-1)
   values = same.sum(axis=-1) if scores == "votes" else log_probs
-  student_scores = jnp.take_along_axis(logits, ids, axis=-1)
-  return student_scores, values.astype(jnp.float32), first
+  return student.logits_at(ids), values.astype(jnp.float32), first
 
 
 def _list_net(
@@ -170,8 +194,8 @@ DIVERGENCES: dict[str, Keys] = {  # and the parameters of each
   "alpha_divergence": {"alpha": SHARE},
 }
 OBJECTIVES: dict[str, Objective] = {
-  "hard": Objective(_hard, {"target": TARGET}),
-  "soft": Objective(_soft, _soft_keys),
+  "hard": Objective(_hard, {"target": TARGET}, _hard_fused),
+  "soft": Objective(_soft, _soft_keys, _soft_fused),
   "dkd": Objective(
     _dkd,
     {

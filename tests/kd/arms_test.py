@@ -1,5 +1,8 @@
 """What each objective makes of a signal, through the table of arms."""
 
+import dataclasses
+from unittest import mock
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -155,8 +158,77 @@ class SumTest(absltest.TestCase):
       "soft", temperature=2.0, divergence="tvd"
     )
     np.testing.assert_allclose(
-      part.loss(STUDENT, SIGNAL, numbers), expected, rtol=1e-6
+      part.loss(STUDENT, SIGNAL, numbers), expected.mean(), rtol=1e-6
     )
+
+
+def soft(divergence, **parameters):
+  return dict(
+    objective="soft", temperature=3.0, divergence=divergence, **parameters
+  )
+
+
+RANKED = dict(samples=K, scores="log_probs")
+
+
+class LargeVocabularyTest(parameterized.TestCase):
+  """Losses through the kernels, at a small V that is taken for a large one."""
+
+  @parameterized.named_parameters(
+    ("hard", small.HARD),
+    ("forward_kl", soft("forward_kl")),
+    ("reverse_kl", soft("reverse_kl")),
+    ("tvd", soft("tvd")),
+    ("jsd", soft("jsd", beta=0.3)),
+    ("skew_kl", soft("skew_kl", alpha=0.1)),
+    ("skew_reverse_kl", soft("skew_reverse_kl", alpha=0.1)),
+    ("alpha_divergence", soft("alpha_divergence", alpha=0.5)),
+    (
+      "sum",
+      {
+        "objective": "hard + soft + list_net",
+        "hard": {"target": "answer", "weight": 0.25},
+        "soft": {"temperature": 2.0, "divergence": "tvd", "weight": 3.0},
+        "list_net": {**RANKED, "temperature": 2.0, "weight": 0.5},
+      },
+    ),
+    ("frequencies", dict(objective="frequencies", samples=K, temperature=4.0)),
+    ("list_net", dict(RANKED, objective="list_net", temperature=2.0)),
+    (
+      "plackett_luce",
+      dict(
+        RANKED,
+        objective="plackett_luce",
+        candidates="sampled",
+        ties="average",
+      ),
+    ),
+  )
+  def test_values_and_gradients_are_those_of_a_small_one(self, arm):
+    (group,) = arms.group(small.settings({"arm": arm})["arms"], V)
+    (part,) = group.parts
+    numbers = jax.tree.map(lambda x: x[0], part.numbers)
+    head = models.Outputs(jnp.asarray(TEACHER), jnp.eye(V), jnp.zeros(V))
+
+    def score(signal):
+      fn = jax.value_and_grad(lambda s: part.loss(s, signal, numbers))
+      return fn(STUDENT)
+
+    expected = score(SIGNAL)
+    with (
+      mock.patch.object(models, "LARGE_VOCABULARY", 2),
+      mock.patch.object(arms, "FUSED_FROM", 2),
+    ):
+      for dense in (SIGNAL.dense, head):  # stored logits, or a live teacher's
+        signal = dataclasses.replace(SIGNAL, dense=dense)
+        chex.assert_trees_all_close(
+          score(signal), expected, rtol=1e-4, atol=1e-6
+        )
+
+  def test_a_live_teachers_answer(self):
+    head = models.Outputs(jnp.asarray(TEACHER), jnp.eye(V), jnp.zeros(V))
+    with mock.patch.object(models, "LARGE_VOCABULARY", 2):
+      np.testing.assert_array_equal(head.answer, TEACHER.argmax(-1))
 
 
 class GroupTest(absltest.TestCase):

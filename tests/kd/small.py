@@ -6,6 +6,38 @@ from kd import arms, config, data, signals
 from kd.feed import Setup, Transfer, transfer_of
 
 
+class _Split:
+  """Random images with labels."""
+
+  def __init__(self, count, classes):
+    rng = np.random.default_rng(0)
+    self._images = rng.integers(0, 256, (count, 4, 4, 1), np.uint8)
+    self._labels = rng.integers(0, classes, count, np.int32)
+
+  def __len__(self):
+    return len(self._labels)
+
+  def labels(self):
+    return self._labels
+
+  def arrays(self):
+    return self._images, self._labels
+
+
+class Images:
+  """What training needs of a task with as many classes as are wanted."""
+
+  name = "images"
+  input_shape = (4, 4, 1)
+  scale = 1 / 255
+  resident = True
+
+  def __init__(self, num_classes):
+    self.num_classes = num_classes
+    self.train = _Split(1024, num_classes)
+    self.validation = _Split(16, num_classes)
+
+
 def settings(arm_configs, *, steps=40, hidden=(16,), **sections):
   """Resolves a config of the given arms on the digits."""
   options = config.defaults().to_dict()
@@ -27,28 +59,46 @@ def settings(arm_configs, *, steps=40, hidden=(16,), **sections):
   return config.resolve(options)
 
 
-def study(resolved, *, seeds=(0, 1), logits=None):
-  """Returns (groups, setup) with a teacher's logits made up from the labels."""
-  task = data.load(resolved["task"])
+def study(resolved, *, seeds=(0, 1), logits=None, live=None, task=None):
+  """Returns (groups, setup) with a teacher's logits made up from the labels.
+
+  Args:
+    resolved: of `settings`.
+    seeds: of the runs.
+    logits: the teacher's, instead.
+    live: a feed.Live, the teacher of the arms that say signal.live.
+    task: instead of the config's.
+  """
+  task = task or data.load(resolved["task"])
   groups = arms.group(resolved["arms"], task.num_classes)
   labels = task.train.labels()
-  if logits is None:
-    noise = np.random.default_rng(0).normal(size=(len(labels), 10))
-    logits = (4 * np.eye(10)[labels] + noise).astype(np.float32)
+  stored = any(not group.signal["live"] for group in groups)
+  if logits is None and stored:
+    classes = task.num_classes
+    noise = np.random.default_rng(0).normal(size=(len(labels), classes))
+    logits = (4 * np.eye(classes)[labels] + noise).astype(np.float32)
   transfers = {}
   for group in groups:
     section = group.signal
-    signal = signals.make(
-      logits,
-      labels if section["labelled"] else None,
-      samples=section["samples"],
-      temperature=section["temperature"],
-      seed=section["seed"],
+    if section["live"]:
+      signal = signals.of_labels(labels)
+    else:
+      signal = signals.make(
+        logits,
+        labels if section["labelled"] else None,
+        samples=section["samples"],
+        temperature=section["temperature"],
+        seed=section["seed"],
+      )
+    transfers[transfer_of(section)] = Transfer(
+      inputs=task.train,
+      signal=signal,
+      rows=np.stack(
+        [data.subset(labels, size=section["size"], seed=s) for s in seeds]
+      ),
+      jitter=section["jitter"],
+      live=live if section["live"] else None,
     )
-    rows = np.stack(
-      [data.subset(labels, size=section["size"], seed=s) for s in seeds]
-    )
-    transfers[transfer_of(section)] = Transfer(task.train, signal, rows)
   setup = Setup(
     task=task, transfers=transfers, seeds=list(seeds), train=resolved["train"]
   )

@@ -212,6 +212,7 @@ class BadInputTest(Workdir):
     ("--config.teacher.path=/nowhere", "teacher.path = '/nowhere'"),
     ("--config.signal.omit_classes=(11,)", "omit_classes = [11]"),
     ("--config.teacher.fraction=1.0", "signal.pool = 'rest'"),
+    ("--config.signal.jitter=-1", "jitter = -1"),
     ("--config.evaluate.metric=f1", "evaluate.metric = 'f1'"),
   )
   def test_one_line_exit_code_2_and_nothing_written(self, flag, message):
@@ -222,6 +223,12 @@ class BadInputTest(Workdir):
     self.assertNotIn("Traceback", err)
     self.assertIn(message, lines[0])
     self.assertFalse(os.path.exists(self.workdir))
+
+  def test_jitter_of_what_is_no_image(self):
+    words = small.Images(3)
+    words.input_shape = (4096,)
+    with self.assertRaisesRegex(UserError, r"signal.jitter = 2: expected 0"):
+      teacher.check_jitter("signal.jitter", 2, words)
 
   def test_a_workdir_that_holds_another_study(self):
     study.run(options(hard=small.HARD), self.workdir, "teacher")

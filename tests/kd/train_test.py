@@ -1,6 +1,8 @@
 """One program for all runs: independence, order, modes, divergence, resume."""
 
+import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -10,7 +12,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from kd import program, train
+from kd import apply, data, feed, program, train
 from kd.checkpoint import Checkpoints
 from tests.kd import small
 
@@ -79,6 +81,102 @@ class IndependenceTest(parameterized.TestCase):
 FEW = {name: ARMS[name] for name in ("soft", "warm")}
 
 
+TEACHER = {"name": "mlp", "hidden": (16,), "dropout": 0.0}
+
+
+class LiveTest(absltest.TestCase):
+  """A teacher inside the step."""
+
+  def fit(self, arm_configs, seed, steps=10):
+    """Trains students of the teacher's own kind; returns {arm: losses}."""
+    resolved = small.settings(arm_configs, steps=steps)
+    task = data.load(resolved["task"])
+    params, rest = apply.define(TEACHER, task)[1](program.init_key(seed))
+    weights = {"params": params, "rest": rest}
+    live = feed.Live(TEACHER, weights, samples=8, temperature=2.0)
+    forward = apply.forward(TEACHER, task, 512)
+    logits = np.asarray(forward(weights, task.train.arrays()[0]))
+    groups, setup = small.study(
+      resolved, seeds=(0,), logits=logits, live=live, task=task
+    )
+    logs = []
+    train.fit(groups, setup, on_log=logs.append)
+    return {
+      arm: np.concatenate([log.arms[arm]["loss"][0] for log in logs])
+      for arm in resolved["arms"]
+    }
+
+  def test_without_jitter_it_teaches_what_was_stored(self):
+    both = {
+      "objective": "hard + soft",
+      "hard": {"target": "answer", "weight": 0.5},
+      "soft": {"temperature": 4.0, "divergence": "jsd", "beta": 0.5,
+               "weight": 1.0},
+    }  # fmt: skip
+    losses = self.fit(
+      {
+        "stored": both,
+        "live": {**both, "signal": {"live": True}},
+      },
+      seed=5,
+    )
+    np.testing.assert_allclose(losses["live"], losses["stored"], rtol=1e-5)
+
+  def test_it_sees_the_shifted_images_and_a_stored_signal_does_not(self):
+    # A student that starts as its teacher has nothing to learn from it, if
+    # both look at the same images.
+    losses = self.fit(
+      {
+        "stored": {**small.SOFT, "signal": {"jitter": 2}},
+        "live": {**small.SOFT, "signal": {"jitter": 2, "live": True}},
+      },
+      seed=0,
+    )
+    self.assertLess(losses["live"].max(), 1e-6)
+    self.assertGreater(losses["stored"][0], 1e-2)
+
+  def test_samples_are_drawn_anew_at_each_step(self):
+    arm = {**small.RANK, "signal": {"live": True}}
+    losses = self.fit({"arm": arm}, seed=5, steps=60)["arm"]
+    self.assertTrue(np.isfinite(losses).all())
+    self.assertLen(set(losses.tolist()), 60)
+
+
+class LargeVocabularyTest(absltest.TestCase):
+  def test_the_compiled_steps_hold_no_logits_of_a_batch(self):
+    batch, classes = 1024, 65536
+    live = {"signal": {"live": True}}
+    arm_configs = {
+      "soft": {**small.SOFT, **live},
+      "warm": {**small.SOFT, **live, "temperature": 2.0},
+      "both": ARMS["both"] | live,
+    }
+    resolved = small.settings(arm_configs, steps=10)
+    resolved["train"]["batch_size"] = batch
+    task = small.Images(classes)
+    init = apply.define(TEACHER, task)[1]
+    params, rest = jax.eval_shape(init, jax.random.key(0))
+    weights = jax.tree.map(
+      lambda x: np.zeros(x.shape, x.dtype), {"params": params, "rest": rest}
+    )
+    live = feed.Live(TEACHER, weights, samples=8, temperature=1.0)
+    groups, setup = small.study(resolved, seeds=(0,), live=live, task=task)
+    state = jax.eval_shape(
+      program.make_init(groups, setup), np.zeros(1, np.uint32)
+    )
+    run = program.make_interval(groups, setup, one_by_one=False)
+    _, xs = next(feed.intervals(setup, 0))
+    placed = feed.resident(setup)
+    lowered = run.lower(state, np.zeros(1, np.uint32), xs, np.int32(0), placed)
+    text = lowered.compile().as_text()
+    shapes = {
+      tuple(map(int, dims.split(",")))
+      for dims in re.findall(r"f32\[([\d,]+)\]", text)
+    }
+    sizes = {math.prod(shape) for shape in shapes if classes in shape}
+    self.assertLess(max(sizes), batch * classes)
+
+
 class ModeTest(parameterized.TestCase):
   def test_one_after_another_equals_vmapped(self):
     _, one, _ = fit(FEW, train={"runs": "map"})
@@ -89,7 +187,7 @@ class ModeTest(parameterized.TestCase):
       )
 
   def test_a_big_student_goes_one_after_another(self):
-    for hidden, full in (((30, 30), False), ((500, 500), True)):
+    for hidden, full in (((30, 30), False), ((800, 800), True)):
       groups, setup = small.study(small.settings(ARMS, hidden=hidden))
       self.assertEqual(train.fills_the_machine(groups, setup)[0], full)
 
