@@ -12,7 +12,7 @@ import time
 
 from absl.testing import absltest, parameterized
 
-from kd import config, study
+from kd import config, study, teacher
 from kd.errors import UserError
 from tests.kd import small
 
