@@ -64,33 +64,41 @@ CLASSES = (10, 32, 100, 1000, 4000)
 SECONDS = 240  # that repeats may take for each student; at least one is timed
 
 
-class _Inputs:
-  """Random images that stand in for a split of a data set."""
+class _Split:
+  """Random images with random labels."""
 
-  def __init__(self, count: int):
+  def __init__(self, count: int, shape: tuple[int, ...], classes: int):
     rng = np.random.default_rng(0)
-    self._inputs = rng.integers(0, 256, (count, 28, 28, 1), np.uint8)
-    self._labels = rng.integers(0, 10, count, np.int32)
+    self._images = rng.integers(0, 256, (count, *shape), np.uint8)
+    self._labels = rng.integers(0, classes, count, np.int32)
 
   def __len__(self):
     return len(self._labels)
 
+  def labels(self):
+    return self._labels
+
   def arrays(self):
-    return self._inputs, self._labels
+    return self._images, self._labels
 
 
-class _Task:
-  """What training needs of a task: shapes, a scale, validation images."""
+class RandomImages:
+  """What training needs of a task, with as many classes as are wanted."""
 
   name = "random images"
-  input_shape = (28, 28, 1)
   scale = 1 / 255
   resident = True
-  train = _Inputs(EXAMPLES)
-  validation = _Inputs(16)
 
-  def __init__(self, num_classes: int):
+  def __init__(
+    self,
+    num_classes: int,
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    examples: int = EXAMPLES,
+  ):
     self.num_classes = num_classes
+    self.input_shape = input_shape
+    self.train = _Split(examples, input_shape, num_classes)
+    self.validation = _Split(16, input_shape, num_classes)
 
 
 def study(hidden: tuple[int, ...], runs: str, classes: int = 10):
@@ -120,7 +128,7 @@ def study(hidden: tuple[int, ...], runs: str, classes: int = 10):
     seed=0,
   )
   rows = np.tile(np.arange(EXAMPLES, dtype=np.int32), (SEEDS, 1))
-  task: Any = _Task(classes)
+  task: Any = RandomImages(classes)
   transfer = Transfer(task.train, signal, rows)
   setup = Setup(
     task=task,

@@ -163,28 +163,21 @@ def check_keys(path: str, found: Mapping, rules: Mapping[str, Check]) -> None:
       )
   for key, rule in rules.items():
     if key not in found:
-      raise UserError(f"{path}.{key} is missing: expected {rule.words}")
-    check(f"{path}.{key}", found[key], rule)
+      words = getattr(rule, "words", "a section")
+      raise UserError(f"{path}.{key} is missing: expected {words}")
+    check_section(f"{path}.{key}", found[key], rule)
 
 
-def check_section(path, value, rules) -> None:
+def check_section(path: str, value, rules: Mapping | Check) -> None:
+  """Checks a key's value, or a section and all that is in it."""
   if isinstance(rules, Check):
     return check(path, value, rules)
   if not isinstance(value, Mapping):
     raise UserError(f"{path} = {value!r}: expected a section")
-  # These two hold the model's own options as well, checked in kd.models.
-  free = path.endswith("student") or path == "teacher"
-  for key in value:
-    if key not in rules and not free:
-      raise UserError(
-        f"{path}.{key} = {value[key]!r}: unknown key, expected one of "
-        + ", ".join(rules)
-      )
-  for key, rule in rules.items():
-    if key not in value:
-      raise UserError(f"{path}.{key} is missing from the config")
-    check_section(f"{path}.{key}", value[key], rule)
-  return None
+  if path.endswith("student") or path == "teacher":
+    # These hold the model's own options as well, checked in kd.models.
+    value = {k: v for k, v in value.items() if k in rules}
+  return check_keys(path, value, rules)
 
 
 def check_student(path, student) -> None:

@@ -6,38 +6,6 @@ from kd import arms, config, data, signals
 from kd.feed import Setup, Transfer, transfer_of
 
 
-class _Split:
-  """Random images with labels."""
-
-  def __init__(self, count, classes):
-    rng = np.random.default_rng(0)
-    self._images = rng.integers(0, 256, (count, 4, 4, 1), np.uint8)
-    self._labels = rng.integers(0, classes, count, np.int32)
-
-  def __len__(self):
-    return len(self._labels)
-
-  def labels(self):
-    return self._labels
-
-  def arrays(self):
-    return self._images, self._labels
-
-
-class Images:
-  """What training needs of a task with as many classes as are wanted."""
-
-  name = "images"
-  input_shape = (4, 4, 1)
-  scale = 1 / 255
-  resident = True
-
-  def __init__(self, num_classes):
-    self.num_classes = num_classes
-    self.train = _Split(1024, num_classes)
-    self.validation = _Split(16, num_classes)
-
-
 def settings(arm_configs, *, steps=40, hidden=(16,), **sections):
   """Resolves a config of the given arms on the digits."""
   options = config.defaults().to_dict()

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from absl.testing import absltest, parameterized
 
-from kd import config, study, teacher
+from kd import bench, config, study, teacher
 from kd.errors import UserError
 from tests.kd import small
 
@@ -225,8 +226,7 @@ class BadInputTest(Workdir):
     self.assertFalse(os.path.exists(self.workdir))
 
   def test_jitter_of_what_is_no_image(self):
-    words = small.Images(3)
-    words.input_shape = (4096,)
+    words: Any = bench.RandomImages(3, (4096,), 1)
     with self.assertRaisesRegex(UserError, r"signal.jitter = 2: expected 0"):
       teacher.check_jitter("signal.jitter", 2, words)
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from kd import apply, data, feed, program, train
+from kd import apply, bench, data, feed, program, train
 from kd.checkpoint import Checkpoints
 from tests.kd import small
 
@@ -153,7 +153,7 @@ class LargeVocabularyTest(absltest.TestCase):
     }
     resolved = small.settings(arm_configs, steps=10)
     resolved["train"]["batch_size"] = batch
-    task = small.Images(classes)
+    task = bench.RandomImages(classes, (4, 4, 1), 1024)
     init = apply.define(TEACHER, task)[1]
     params, rest = jax.eval_shape(init, jax.random.key(0))
     weights = jax.tree.map(
