@@ -14,7 +14,7 @@ import shutil
 
 from absl import app, flags
 
-from kd import document, figures, files, report, words
+from kd import document, figures, files, tables, words
 from kd.errors import UserError
 
 _SECTION = flags.DEFINE_string("section", "results", "The marks in README.md.")
@@ -25,13 +25,13 @@ METRICS = ("accuracy", "agreement", "nll", "ece", "brier", "kl_to_teacher")
 def kept(metric: str, results: dict) -> bool:
   """Whether a metric goes into the repository."""
   base = metric.removesuffix("_best").removesuffix("_shifted")
-  omitted = {f"recall_{c}" for c in report.omitted_classes(results)}
+  omitted = {f"recall_{c}" for c in tables.omitted_classes(results)}
   return base in METRICS or base in omitted or metric == "bias_shift"
 
 
 def figures_of(results: dict) -> list[str]:
   """Returns the figures that are kept, without their ending."""
-  omits = report.omitted_classes(results)
+  omits = tables.omitted_classes(results)
   return ["differences", *(["recall"] if omits else [])]
 
 
@@ -52,8 +52,8 @@ def table(results: dict) -> str:
   seconds = sum(made["seconds"].values())
   blocks = [
     document.Text("\n\n".join(words.verdict(results))),
-    report.main_table(results, figures.styles(results)),
-    *report.variant_tables(results, figures.styles(results)),
+    tables.main_table(results, figures.styles(results)),
+    *tables.variant_tables(results, figures.styles(results)),
     document.Text(
       f"Evidence: {made['evidence']}, on {made['device']} ({made['host']}), "
       f"{seconds:.0f} s, jax {made['versions']['jax']}, commit "
