@@ -20,7 +20,7 @@ run: $(VENV)/.runtime
 	$(BIN)/python main.py --config=configs/$(subst :,.py:,$(STUDY))$(if $(findstring :,$(STUDY)),,.py) --workdir=$(WORKDIR) $(FLAGS)
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
