@@ -11,8 +11,8 @@ two pixels:
   fixed       the stored signal of the unshifted image, images shifted
   consistent  the teacher answers inside the step, for the shifted image
 
-each with soft targets, and for the last two with the teacher's answer alone.
-Arms are compared with `plain`.
+each with soft targets, and the last two with the teacher's answer alone as
+well. `consistent` is compared with `fixed`, and `fixed` with `plain`.
 
 Command: python main.py --config=configs/consistent.py[:long][,smoke]
 `long` trains eight times as many steps. Record and expected numbers:
@@ -60,8 +60,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.arms = dict(
     plain=soft,
     fixed={**soft, **fixed},
-    consistent={**soft, **consistent},
+    consistent={**soft, **consistent, "baseline": "fixed"},
     fixed_hard={**hard, **fixed},
-    consistent_hard={**hard, **consistent},
+    consistent_hard={**hard, **consistent, "baseline": "fixed_hard"},
   )
   return config.lock()
