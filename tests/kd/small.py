@@ -1,8 +1,12 @@
 """A small study in memory, for tests of training."""
 
+import math
+import re
+
+import jax
 import numpy as np
 
-from kd import arms, config, data, signals
+from kd import apply, arms, bench, config, data, feed, program, signals
 from kd.feed import Setup, Transfer, transfer_of
 
 
@@ -73,6 +77,49 @@ def study(resolved, *, seeds=(0, 1), logits=None, live=None, task=None):
   return groups, setup
 
 
+def wide_program():
+  """Returns (program, arguments): three arms, a live teacher, many classes.
+
+  Soft targets at two temperatures, and hard labels beside another divergence.
+  """
+  live = {"signal": {"live": True}}
+  sum_of = {
+    "hard": {"target": "answer", "weight": 0.1},
+    "soft": {"temperature": 4.0, "divergence": "tvd", "weight": 0.9},
+  }
+  resolved = settings(
+    {
+      "soft": {**SOFT, **live},
+      "warm": {**SOFT, **live, "temperature": 2.0},
+      "both": {"objective": "hard + soft", **sum_of, **live},
+    },
+    steps=10,
+  )
+  resolved["train"]["batch_size"] = BATCH
+  task = bench.RandomImages(CLASSES, (4, 4, 1), BATCH)
+  init = apply.define(TEACHER, task)[1]
+  params, rest = jax.eval_shape(init, jax.random.key(0))
+  weights = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype), {"params": params, "rest": rest}
+  )
+  teacher = feed.Live(TEACHER, weights, samples=8, temperature=1.0)
+  groups, setup = study(resolved, seeds=(0,), live=teacher, task=task)
+  seeds = np.zeros(1, np.uint32)
+  state = jax.eval_shape(program.make_init(groups, setup), seeds)
+  _, xs = next(feed.intervals(setup, 0))
+  run = program.make_interval(groups, setup, one_by_one=False)
+  return run, (state, seeds, xs, np.int32(0), feed.resident(setup))
+
+
+def widest(text):
+  """Returns the numbers in a compiled program's largest array of CLASSES."""
+  shapes = [d.split(",") for d in re.findall(r"f32\[([\d,]+)\]", text)]
+  wide = [tuple(map(int, s)) for s in shapes if str(CLASSES) in s]
+  return max(map(math.prod, wide))
+
+
+BATCH, CLASSES = 1024, 65536
+TEACHER = {"name": "mlp", "hidden": (16,), "dropout": 0.0}
 HARD = {"objective": "hard", "target": "answer"}
 SOFT = {"objective": "soft", "temperature": 4.0, "divergence": "forward_kl"}
 RANK = {

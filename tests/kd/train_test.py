@@ -1,8 +1,6 @@
 """One program for all runs: independence, order, modes, divergence, resume."""
 
-import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -12,7 +10,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from kd import apply, bench, data, feed, program, train
+from kd import apply, data, feed, program, train
 from kd.checkpoint import Checkpoints
 from tests.kd import small
 
@@ -81,9 +79,6 @@ class IndependenceTest(parameterized.TestCase):
 FEW = {name: ARMS[name] for name in ("soft", "warm")}
 
 
-TEACHER = {"name": "mlp", "hidden": (16,), "dropout": 0.0}
-
-
 class LiveTest(absltest.TestCase):
   """A teacher inside the step."""
 
@@ -91,10 +86,10 @@ class LiveTest(absltest.TestCase):
     """Trains students of the teacher's own kind; returns {arm: losses}."""
     resolved = small.settings(arm_configs, steps=steps)
     task = data.load(resolved["task"])
-    params, rest = apply.define(TEACHER, task)[1](program.init_key(seed))
+    params, rest = apply.define(small.TEACHER, task)[1](program.init_key(seed))
     weights = {"params": params, "rest": rest}
-    live = feed.Live(TEACHER, weights, samples=8, temperature=2.0)
-    forward = apply.forward(TEACHER, task, 512)
+    live = feed.Live(small.TEACHER, weights, samples=8, temperature=2.0)
+    forward = apply.forward(small.TEACHER, task, 512)
     logits = np.asarray(forward(weights, task.train.arrays()[0]))
     groups, setup = small.study(
       resolved, seeds=(0,), logits=logits, live=live, task=task
@@ -144,37 +139,9 @@ class LiveTest(absltest.TestCase):
 
 class LargeVocabularyTest(absltest.TestCase):
   def test_the_compiled_steps_hold_no_logits_of_a_batch(self):
-    batch, classes = 1024, 65536
-    live = {"signal": {"live": True}}
-    arm_configs = {
-      "soft": {**small.SOFT, **live},
-      "warm": {**small.SOFT, **live, "temperature": 2.0},
-      "both": ARMS["both"] | live,
-    }
-    resolved = small.settings(arm_configs, steps=10)
-    resolved["train"]["batch_size"] = batch
-    task = bench.RandomImages(classes, (4, 4, 1), 1024)
-    init = apply.define(TEACHER, task)[1]
-    params, rest = jax.eval_shape(init, jax.random.key(0))
-    weights = jax.tree.map(
-      lambda x: np.zeros(x.shape, x.dtype), {"params": params, "rest": rest}
-    )
-    live = feed.Live(TEACHER, weights, samples=8, temperature=1.0)
-    groups, setup = small.study(resolved, seeds=(0,), live=live, task=task)
-    state = jax.eval_shape(
-      program.make_init(groups, setup), np.zeros(1, np.uint32)
-    )
-    run = program.make_interval(groups, setup, one_by_one=False)
-    _, xs = next(feed.intervals(setup, 0))
-    placed = feed.resident(setup)
-    lowered = run.lower(state, np.zeros(1, np.uint32), xs, np.int32(0), placed)
-    text = lowered.compile().as_text()
-    shapes = {
-      tuple(map(int, dims.split(",")))
-      for dims in re.findall(r"f32\[([\d,]+)\]", text)
-    }
-    sizes = {math.prod(shape) for shape in shapes if classes in shape}
-    self.assertLess(max(sizes), batch * classes)
+    run, args = small.wide_program()
+    text = run.lower(*args).compile().as_text()
+    self.assertLess(small.widest(text), small.BATCH * small.CLASSES)
 
 
 class ModeTest(parameterized.TestCase):
