@@ -1,0 +1,326 @@
+"""Clean a black-box teacher's answers before they become a signal.
+
+A filter looks at one example (kd.answers) and keeps it, drops some of its
+samples, or drops it; an example without samples is dropped. A config names
+filters in their order, each with its own keys:
+
+    filters = (dict(name="refusals"), dict(name="agreement", low=0.6))
+
+`run` applies them to a stream and leaves a funnel: what came in, what went out
+and a few ids of what each removed. Filters are pure: what they need to remember
+(what was seen already) is made anew by each `run`.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from kd import schema, targets
+from kd.answers import Answers, Sample
+from kd.errors import UserError
+from kd.schema import Check
+
+SHOWN = 5  # ids that the funnel keeps of what a filter removed
+Step = Callable[[Answers], Answers | None]
+REFUSALS = (
+  r"^\s*(i('m| am) )?sorry\b",
+  r"\b(i|we) (can(no|')t|can not|am not able to|'m not able to|am unable to"
+  r"|won't|will not) (help|assist|answer|comply|provide|do that)",
+  r"\bas an? (ai|artificial intelligence|language model)\b",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+  """make(**keys) returns a fresh step; `keys` are its config keys, `usual`
+  their values where a config says nothing."""
+
+  make: Callable[..., Step]
+  keys: Mapping[str, Check] = dataclasses.field(default_factory=dict)
+  usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _keep_if(holds: Callable[[Answers], bool]) -> Step:
+  return lambda answers: answers if holds(answers) else None
+
+
+def _samples_if(holds: Callable[[Answers, Sample], bool]) -> Step:
+  """Drops samples; the example too where none is left."""
+
+  def step(answers: Answers) -> Answers | None:
+    kept = [s for s in answers.samples if holds(answers, s)]
+    if len(kept) == len(answers.samples):
+      return answers
+    return msgspec.structs.replace(answers, samples=kept) if kept else None
+
+  return step
+
+
+def exact_duplicates() -> Step:
+  """Keeps the first example of each prompt."""
+  seen: set[str] = set()
+
+  def holds(answers: Answers) -> bool:
+    if answers.key in seen:
+      return False
+    seen.add(answers.key)
+    return True
+
+  return _keep_if(holds)
+
+
+def near_duplicates(similarity: float, ngram: int) -> Step:
+  """Keeps the first of prompts whose sets of character n-grams are alike.
+
+  By MinHash (Broder 1997) of 128 permutations and locality-sensitive hashing:
+  an estimate of the Jaccard similarity, whose threshold is soft.
+  """
+  index = _Near(similarity, ngram)
+
+  def holds(answers: Answers) -> bool:
+    if index.has(answers.prompt):
+      return False
+    index.add(answers.key, answers.prompt)
+    return True
+
+  return _keep_if(holds)
+
+
+def leakage(similarity: float, ngram: int, evaluation: Sequence[str]) -> Step:
+  """Drops prompts that are, or nearly are, examples of the evaluation."""
+  index = _Near(similarity, ngram)
+  for i, text in enumerate(evaluation):
+    index.add(str(i), text)
+  return _keep_if(lambda answers: not index.has(answers.prompt))
+
+
+class _Near:
+  """Texts by MinHash."""
+
+  def __init__(self, similarity: float, ngram: int):
+    import datasketch
+
+    self._hash = datasketch.MinHash
+    self._index = datasketch.MinHashLSH(threshold=similarity, num_perm=128)
+    self._ngram = ngram
+
+  def _of(self, text: str):
+    text = " ".join(text.casefold().split())
+    last = max(1, len(text) - self._ngram + 1)
+    grams = {text[i : i + self._ngram].encode() for i in range(last)}
+    made = self._hash(num_perm=128)
+    made.update_batch(sorted(grams))
+    return made
+
+  def has(self, text: str) -> bool:
+    return bool(self._index.query(self._of(text)))
+
+  def add(self, key: str, text: str) -> None:
+    if key not in self._index:
+      self._index.insert(key, self._of(text))
+
+
+def agreement(low: float) -> Step:
+  """Keeps examples whose commonest answer has at least this share of samples
+  (self-consistency, Wang et al. 2022, 2203.11171)."""
+  return _keep_if(lambda a: targets.frequencies(a)[0][1] >= low)
+
+
+def margin(low: float) -> Step:
+  """Keeps examples whose best answer leads the second by this share."""
+
+  def holds(answers: Answers) -> bool:
+    shares = [share for _, share in targets.frequencies(answers)] + [0.0]
+    return shares[0] - shares[1] >= low
+
+  return _keep_if(holds)
+
+
+def entropy(low: float, high: float) -> Step:
+  """Keeps examples whose answers' empirical entropy, in nats, is in range."""
+
+  def holds(answers: Answers) -> bool:
+    shares = [share for _, share in targets.frequencies(answers)]
+    return low <= -sum(p * math.log(p) for p in shares) <= high
+
+  return _keep_if(holds)
+
+
+def confidence(low: float) -> Step:
+  """Drops samples less likely than this; those without logprob stay."""
+  least = math.log(low)
+  return _samples_if(lambda _, s: s.logprob is None or s.logprob >= least)
+
+
+def length(low: int, high: int) -> Step:
+  """Drops samples whose text has fewer or more characters."""
+  return _samples_if(lambda _, s: low <= len(s.text) <= high)
+
+
+def pattern(regex: str) -> Step:
+  """Drops samples whose text is not all of the regular expression."""
+  compiled = re.compile(regex, re.DOTALL)
+  return _samples_if(lambda _, s: compiled.fullmatch(s.text) is not None)
+
+
+def refusals(patterns: Sequence[str]) -> Step:
+  """Drops samples in which any of the patterns is found, whatever the case."""
+  compiled = [re.compile(p, re.IGNORECASE) for p in patterns]
+  return _samples_if(lambda _, s: not any(p.search(s.text) for p in compiled))
+
+
+def verified() -> Step:
+  """Drops samples that are not the reference, up to normalisation; examples
+  without a reference stay."""
+
+  def holds(answers: Answers, sample: Sample) -> bool:
+    if answers.reference is None:
+      return True
+    return targets.normal(sample.text) == targets.normal(answers.reference)
+
+  return _samples_if(holds)
+
+
+def rubric(low: float, weights: Mapping[str, float], conflict: float) -> Step:
+  """Drops samples by their weighted rubric (targets.rubric_score).
+
+  A sample goes if it scores below `low`, if none of the criteria was judged,
+  or if two judges of one criterion differ by more than `conflict`.
+  """
+
+  def holds(_, sample: Sample) -> bool:
+    score = targets.rubric_score(sample, weights)
+    return (
+      score is not None
+      and score >= low
+      and targets.rubric_conflict(sample, weights) <= conflict
+    )
+
+  return _samples_if(holds)
+
+
+def _are_weights(value) -> bool:
+  return isinstance(value, Mapping) and bool(value) and min(value.values()) > 0
+
+
+def _is_regex(value) -> bool:
+  try:
+    re.compile(value)
+  except (re.error, TypeError):
+    return False
+  return True
+
+
+SHARE = schema.number(low=0, high=1)
+PART = schema.number(above=0, high=1)
+REGEX = Check("a regular expression", _is_regex)
+NEAR: dict[str, Check] = {"similarity": PART, "ngram": schema.integer(1)}
+WEIGHTS = Check("a section of weights > 0 by criterion", _are_weights)
+FILTERS: dict[str, Filter] = {
+  "exact_duplicates": Filter(exact_duplicates),
+  "near_duplicates": Filter(
+    near_duplicates, NEAR, {"similarity": 0.8, "ngram": 5}
+  ),
+  "leakage": Filter(leakage, NEAR, {"similarity": 0.8, "ngram": 5}),
+  "agreement": Filter(agreement, {"low": SHARE}),
+  "margin": Filter(margin, {"low": SHARE}),
+  "entropy": Filter(
+    entropy,
+    {"low": schema.number(low=0), "high": schema.number(low=0)},
+    {"low": 0.0},
+  ),
+  "confidence": Filter(confidence, {"low": PART}),
+  "length": Filter(
+    length, {"low": schema.integer(0), "high": schema.integer(0)}, {"low": 1}
+  ),
+  "pattern": Filter(pattern, {"regex": REGEX}),
+  "refusals": Filter(
+    refusals,
+    {
+      "patterns": Check(
+        "a tuple of regular expressions",
+        lambda v: isinstance(v, tuple | list) and all(map(_is_regex, v)),
+      )
+    },
+    {"patterns": REFUSALS},
+  ),
+  "verified": Filter(verified),
+  "rubric": Filter(
+    rubric,
+    {
+      "low": schema.number(),
+      "weights": WEIGHTS,
+      "conflict": schema.number(low=0),
+    },
+    {"conflict": 1e9},
+  ),
+}
+
+
+def check(path: str, filters: Sequence[Mapping[str, Any]]) -> None:
+  """Raises UserError unless the sections name filters, with their keys."""
+  for i, section in enumerate(filters):
+    at = f"{path}[{i}]"
+    if not isinstance(section, Mapping):
+      raise UserError(f"{at} = {section!r}: expected a section with a name")
+    name = section.get("name")
+    if name not in FILTERS:
+      raise UserError(
+        f"{at}.name = {name!r}: expected one of {', '.join(FILTERS)}"
+      )
+    found = FILTERS[name]
+    given = {k: v for k, v in section.items() if k != "name"}
+    schema.check_keys(at, {**found.usual, **given}, found.keys)
+
+
+def run(
+  examples: Iterable[Answers],
+  filters: Sequence[Mapping[str, Any]],
+  evaluation: Sequence[str] = (),
+) -> tuple[Iterator[Answers], list[dict[str, Any]]]:
+  """Applies filters to a stream.
+
+  Args:
+    examples: read once, lazily.
+    filters: checked sections of a config.
+    evaluation: prompts of the evaluation, for `leakage`.
+
+  Returns:
+    (what is kept, funnel). The funnel, one entry for each filter, fills as the
+    stream is read: {"step", "in", "out", "samples_in", "samples_out",
+    "removed": a few ids}.
+  """
+  steps, funnel = [], []
+  for section in filters:
+    found = FILTERS[section["name"]]
+    keys = {k: v for k, v in section.items() if k != "name"}
+    keys = {**found.usual, **keys}
+    if section["name"] == "leakage":
+      keys["evaluation"] = evaluation
+    steps.append(found.make(**keys))
+    counts = dict.fromkeys(("in", "out", "samples_in", "samples_out"), 0)
+    funnel.append({"step": section["name"], **counts, "removed": []})
+
+  def kept() -> Iterator[Answers]:
+    for example in examples:
+      current: Answers | None = example
+      for step, entry in zip(steps, funnel, strict=True):
+        entry["in"] += 1
+        entry["samples_in"] += len(current.samples)
+        after = step(current)
+        if after is None:
+          if len(entry["removed"]) < SHOWN:
+            entry["removed"].append(current.id)
+          current = None
+          break
+        current = after
+        entry["out"] += 1
+        entry["samples_out"] += len(current.samples)
+      if current is not None:
+        yield current
+
+  return kept(), funnel
