@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from kd.errors import UserError
+from kernels import markdown
 
 
 def write_text(path: str, text: str) -> None:
@@ -26,19 +27,12 @@ def write_json(path: str, value: Any) -> None:
 
 
 def replace_section(path: str, name: str, body: str) -> None:
-  """Replaces what stands between `<!-- name -->` and `<!-- /name -->`.
+  """As kernels.markdown.replace_section.
 
   Raises:
     UserError: the file or the marks are missing.
   """
-  first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
   try:
-    with open(path, encoding="utf-8") as f:
-      text = f.read()
-  except OSError as error:
+    markdown.replace_section(path, name, body)
+  except (OSError, ValueError) as error:
     raise UserError(str(error)) from error
-  before, mark, rest = text.partition(first)
-  _, end, after = rest.partition(last)
-  if not (mark and end):
-    raise UserError(f"{path}: expected the marks {first} and {last}")
-  write_text(path, f"{before}{first}\n\n{body.strip()}\n\n{last}{after}")

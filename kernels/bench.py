@@ -16,6 +16,7 @@ the logits stay in cache.
 
 import argparse
 import json
+import os
 import pathlib
 import platform
 import resource
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import peers
+from kernels import markdown, peers
 
 SHAPES = "1024,64,64,65536 512,128,256,131072 1024,512,1024,65536"
 
@@ -158,7 +159,7 @@ def in_process(case: dict, timeout: float = 600) -> dict:
 def table(results: list[dict]) -> str:
   columns = ("N,H_s,H_t,V", "divergence", "variant", "p20 / p50 / p80 ms",
              "temp MiB", "peak MiB", "% of floor", "vs best peer")  # fmt: skip
-  rows = [columns, ["---"] * len(columns)]
+  rows = []
   for r in results:
     name = r["divergence"] + (" + CE" if r["labels"] else "")
     head = [",".join(map(str, r["shape"])), name, r["variant"]]
@@ -171,7 +172,7 @@ def table(results: list[dict]) -> str:
     ratio = "" if ratio is None else f"{r['p50_s'] / ratio:.2f}x"
     floor = f"{100 * r['floor_s'] / r['p50_s']:.0f}"
     rows.append([*head, ms, temp, f"{r['peak_mib']:.0f}", floor, ratio])
-  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+  return markdown.table(columns, rows)
 
 
 def best_peer(results, result) -> float | None:
@@ -213,6 +214,18 @@ def plot(results: list[dict], path: str):
   plt.close(figure)
 
 
+def words(about: dict, measured: dict, args) -> str:
+  """Returns what must be known to read the table."""
+  return (
+    f"value_and_grad of the mean over rows, from hidden states, {args.dtype}, "
+    f"{args.repeats} repeats, {about['clock']} time. Evidence: run, on "
+    f"{about['device']} ({os.cpu_count()} cores, {about['machine']}), jax "
+    f"{about['jax']}, {measured['gemm_flop_s'] / 1e9:.0f} GFLOP/s of a square "
+    f"GEMM, {measured['copy_byte_s'] / 1e9:.1f} GB/s of a copy, by "
+    "`python -m kernels.bench`."
+  )
+
+
 def main(argv=None):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--shapes", default=SHAPES, help="N,H_s,H_t,V by spaces")
@@ -225,6 +238,7 @@ def main(argv=None):
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--json", help="path to write")
   parser.add_argument("--plot", help="path to write")
+  parser.add_argument("--doc", help="page with <!-- kernels --> to write into")
   parser.add_argument("--worker", help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   if args.worker:
@@ -260,8 +274,10 @@ def main(argv=None):
     "jax": jax.__version__,
     "clock": "wall" if backend == "cpu" else "device, from the profiler",
   }
-  print(f"{about} {measured['gemm_flop_s'] / 1e9:.0f} GFLOP/s GEMM,")
-  print(f"{measured['copy_byte_s'] / 1e9:.1f} GB/s copy\n\n{table(results)}")
+  page = f"{words(about, measured, args)}\n\n{table(results)}"
+  print(page)
+  if args.doc:
+    markdown.replace_section(args.doc, "kernels", page)
   if args.json:
     with open(args.json, "w") as f:
       json.dump({"about": about, "rates": measured, "results": results}, f)
