@@ -229,7 +229,9 @@ def words(about: dict, measured: dict, args) -> str:
 def main(argv=None):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--shapes", default=SHAPES, help="N,H_s,H_t,V by spaces")
-  parser.add_argument("--divergences", default="forward_kl")
+  parser.add_argument(
+    "--divergences", default="forward_kl", help="paths, see kernels.plain"
+  )
   parser.add_argument(
     "--variants", default="xla,naive,optax,torch,torch_compiled,liger"
   )

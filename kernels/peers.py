@@ -1,7 +1,8 @@
 """What `kernels.bench` measures: our implementations and their peers.
 
 A variant is a function (inputs, divergence, labels) -> step. A step runs one
-value_and_grad of the mean over rows, from hidden states, and waits for it.
+value_and_grad of the mean over rows, from hidden states, and waits for it. A
+divergence is a path of kernels.plain; torch and Liger have some of its names.
 torch and Liger are optional: `pip install torch liger-kernel`.
 """
 
@@ -13,28 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import Head, distill_loss
+from kernels import Head, distill_loss, plain
 
 
-def forward_kl(lq, lp):
-  return jnp.exp(lp) * (lp - lq)
-
-
-def reverse_kl(lq, lp):
-  return jnp.exp(lq) * (lq - lp)
-
-
-def tvd(lq, lp):
-  return 0.5 * jnp.abs(jnp.exp(lp) - jnp.exp(lq))
-
-
-def jsd(lq, lp):
-  p, q = jnp.exp(lp), jnp.exp(lq)
-  lm = jnp.log(0.5 * (p + q))
-  return 0.5 * (p * (lp - lm) + q * (lq - lm))
-
-
-DIVERGENCES = {f.__name__: f for f in (forward_kl, reverse_kl, tvd, jsd)}
 OURS = ("xla", "reference", "tpu", "gpu")
 PEERS = ("naive", "optax", "torch", "torch_compiled", "liger")
 
@@ -83,7 +65,7 @@ def ours(implementation: str):
       return distill_loss(
         Head(h, w),
         Head(h_t, w_t),
-        divergence=DIVERGENCES[divergence],
+        divergence=plain.resolve(divergence),
         labels=y if labels else None,
         hard_weight=1.0 if labels else 0.0,
         implementation=implementation,
@@ -95,7 +77,7 @@ def ours(implementation: str):
 
 
 def naive(inputs, divergence: str, labels: bool) -> Step:
-  phi = DIVERGENCES[divergence]
+  phi = plain.resolve(divergence)
 
   def fn(h, w, h_t, w_t, y):
     lq = jax.nn.log_softmax((h @ w).astype(jnp.float32))
@@ -138,6 +120,8 @@ def _torch_arrays(inputs):
 
 def torch_naive(compiled: bool):
   def variant(inputs, divergence: str, labels: bool) -> Step:
+    if divergence not in ("forward_kl", "reverse_kl", "tvd", "jsd"):
+      raise NotImplementedError(f"the torch step has no {divergence}")
     torch, h, w, h_t, w_t, y = _torch_arrays(inputs)
 
     def fn(h, w):
