@@ -16,7 +16,6 @@ import numpy as np
 
 from kernels import Head, distill_loss, plain
 
-
 OURS = ("xla", "reference", "tpu", "gpu")
 PEERS = ("naive", "optax", "torch", "torch_compiled", "liger")
 
