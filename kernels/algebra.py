@@ -81,10 +81,7 @@ def value_and_slope(phi: tile.Phi, consts, lq, lp, q, p, reciprocal=None):
     reciprocal: x -> 1 / x, if there is a better way than dividing.
   """
 
-  def fn(consts, lq, lp, q, p):
-    value = lambda lq, q: phi.of_floored(consts, lq, lp, q, p)
-    return jax.jvp(value, (lq, q), (jnp.ones_like(lq), q))
-
+  fn = phi.jvp_of_floored
   value, u = _evaluate(fn, phi, consts, lq, lp, q, p, reciprocal)
   return _guarded(value, q, p), _guarded(_clipped(u), q, p)
 
@@ -97,13 +94,19 @@ def value(phi: tile.Phi, consts, lq, lp, q, p, reciprocal=None) -> Value:
 
 
 def _evaluate(fn, phi, consts, lq, lp, q, p, reciprocal):
+  """Floors q and p only if something may not be finite without."""
   closed = jax.make_jaxpr(fn)(consts, q, q, q, q)
-  low = 0.99 * phi.floor(q)
-  if low > 0:
-    q, p = phi.floored(q, p)
-  inputs = [Value(1.0, c) for c in consts]
-  inputs += [lq, lp, Value(1.0, q, low, 1.001), Value(1.0, p, low, 1.001)]
-  return _Evaluator(q, reciprocal).run(closed.jaxpr, closed.consts, inputs)
+  for low in (0.0, 0.99 * phi.floor(q)):
+    if low > 0:
+      q, p = phi.floored(q, p)
+    probabilities = [Value(1.0, x, low, 1.001) for x in (q, p)]
+    known = list(zip((lq, lp), probabilities, strict=True))
+    inputs = [*(Value(1.0, c) for c in consts), lq, lp, *probabilities]
+    evaluator = _Evaluator(q, reciprocal, known)
+    out = evaluator.run(closed.jaxpr, closed.consts, inputs)
+    if all(v.finite for v in out):
+      break
+  return out
 
 
 def _clipped(u: Value) -> Value:
@@ -126,8 +129,9 @@ def _guarded(v: Value, q, p) -> Value:
 class _Evaluator:
   """Evaluates a jaxpr on Values; see the module."""
 
-  def __init__(self, like, reciprocal):
+  def __init__(self, like, reciprocal, known):
     self.like = like
+    self.known = known  # pairs (a, exp a)
     self.inverse = reciprocal or (lambda x: 1 / x)
     self.seen = {}
     self.keep = []  # what `seen` refers to by id
@@ -155,8 +159,8 @@ class _Evaluator:
 
   def apply(self, eqn, args: list[Value]) -> list[Value]:
     name = eqn.primitive.name
-    if name == "jit":
-      inner = eqn.params["jaxpr"]
+    inner = tile.inlined(eqn)
+    if inner is not None:
       return self.run(inner.jaxpr, inner.consts, args)
     key = (name, str(eqn.params), *((a.factor, id(a.x)) for a in args))
     if key not in self.seen:
@@ -191,8 +195,8 @@ class _Evaluator:
       return constant(0.0)
     ends = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
     low, high = _range(ends)
-    if a.x is not None and a.x is b.x:
-      low = max(low, 0.0) if a.factor * b.factor > 0 else low
+    if a.x is not None and a.x is b.x and a.factor * b.factor > 0:
+      low = 0.0 if a.low > -INF and a.high < INF else low  # a square: no NaN
     if a.x is None or b.x is None:
       x = b.x if a.x is None else a.x
     else:
@@ -267,6 +271,9 @@ class _Evaluator:
     return self._mul(eqn, a, a)
 
   def _exp(self, eqn, a):
+    for log, e in self.known:
+      if a.x is log.x and a.factor == log.factor:
+        return e
     if a.x is None:
       return constant(math.exp(a.factor)) if a.factor < 80 else None
     power = a.factor / LN2
@@ -283,6 +290,10 @@ class _Evaluator:
     x = a.x if a.factor == 1 else a.x * a.factor
     return Value(LN2, jnp.log2(x), low, high)
 
+  def scaled(self, a, factor):
+    """Returns the array x with factor * x = a."""
+    return a.x if a.factor == factor else a.x * (a.factor / factor)
+
   def _max(self, eqn, a, b):
     return self._extremum(a, b, jnp.maximum, max)
 
@@ -290,17 +301,30 @@ class _Evaluator:
     return self._extremum(a, b, jnp.minimum, min)
 
   def _extremum(self, a, b, op, of):
-    if b.x is None:
+    if b.x is None or b.factor < 0:
       a, b = b, a
     if b.x is None or b.factor < 0:
       return None
     if a.x is None:
       x = op(b.x, a.factor / b.factor)
-    elif a.factor == b.factor:
-      x = op(b.x, a.x)
     else:
-      return None
+      x = op(b.x, self.scaled(a, b.factor))
     return Value(b.factor, x, of(a.low, b.low), of(a.high, b.high))
+
+  def _lt(self, eqn, a, b):
+    """Known from the ranges, or without a factor if b is a number."""
+    if a.high < b.low:
+      return constant(True)
+    if a.low >= b.high:
+      return constant(False)
+    if a.x is None or b.x is not None or a.factor < 0:
+      return None
+    return Value(1.0, a.x < b.factor / a.factor)
+
+  def _eq(self, eqn, a, b):
+    if a.x is None or b.x is None or a.factor != b.factor:
+      return None
+    return Value(1.0, a.x == b.x)
 
   def _abs(self, eqn, a):
     if a.x is None:
@@ -321,18 +345,120 @@ class _Evaluator:
 
   def _select_n(self, eqn, which, *cases):
     """Keeps a common factor; 0 has any."""
-    factors = {c.factor for c in cases if c.factor != 0}
-    if len(factors) != 1:
-      factors = {1.0}
-    (factor,) = factors
+    if which.x is None:
+      return cases[int(which.factor)]
+    # With several, that of the first array, which stays as it is.
+    arrays = [c for c in cases if c.x is not None and c.factor != 0]
+    factor = arrays[0].factor if arrays else 1.0
     shape = eqn.outvars[0].aval.shape
     xs = []
     for c in cases:
       if c.x is None:
         xs.append(jnp.full(shape, c.factor / factor, jnp.float32))
       else:
-        xs.append(c.x if c.factor == factor else c.x * (c.factor / factor))
+        xs.append(self.scaled(c, factor))
     which = which.x if which.x is not None else which.factor
     x = jax.lax.select_n(which, *xs)
     low, high = min(c.low for c in cases), max(c.high for c in cases)
     return Value(factor, x, low, high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+  """phi = q (a lq + b lp + c) + p (d lq + e lp + f).
+
+  Sums of such a phi need no normalised q and p: sum_v q lq, say, follows from
+  sums of e and e x over V, with x = lq + log s and e = e^x.
+  """
+
+  a: float
+  b: float
+  c: float
+  d: float
+  e: float
+  f: float
+
+
+def linear(phi: tile.Phi) -> Linear | None:
+  """Returns phi's coefficients, None if it has none or has two kinds of slope.
+
+  u = dphi/dlq is q (a lq + b lp) + d p and a multiple of q; only one of the
+  first two may be there, so that it is one array.
+  """
+  jaxpr, consts = phi._trace(jnp.zeros((1, 1), jnp.float32))
+  if consts:
+    return None
+  try:
+    (out,) = _polynomials(jaxpr, ({("", "lq"): 1.0}, {("", "lp"): 1.0}))
+  except NotImplementedError:
+    return None
+  names = [("q", "lq"), ("q", "lp"), ("q", ""), ("p", "lq"), ("p", "lp"),
+           ("p", "")]  # fmt: skip
+  found = Linear(*(out.pop(n, 0.0) for n in names))
+  two = (found.a or found.b) and found.d
+  return None if any(out.values()) or two else found
+
+
+def _polynomials(jaxpr, args) -> list[dict]:
+  """Evaluates a jaxpr on polynomials {(q or p, lq or lp): coefficient}.
+
+  Either name may be missing, "".
+  """
+  env = dict(zip(jaxpr.invars, args, strict=True))
+  one = ("", "")
+
+  def read(v):
+    if not isinstance(v, jex_core.Literal):
+      return env[v]
+    if jnp.ndim(v.val):
+      raise NotImplementedError
+    return {one: float(v.val)}
+
+  def add(x, y, sign=1.0):
+    keys = {**x, **y}
+    return {k: x.get(k, 0.0) + sign * y.get(k, 0.0) for k in keys}
+
+  def mul(x, y):
+    out = {}
+    for (a, b), c in x.items():
+      for (d, e), f in y.items():
+        if (a and d) or (b and e):
+          raise NotImplementedError
+        out = add(out, {(a + d, b + e): c * f})
+    return out
+
+  def exp(x):
+    for name in "qp":
+      if x == {("", "l" + name): 1.0}:
+        return {(name, ""): 1.0}
+    raise NotImplementedError
+
+  def less(x, y):
+    """log < -1e30 is false in a kernel, which floors logits at -1e25."""
+    is_log = x in ({("", "lq"): 1.0}, {("", "lp"): 1.0})
+    if is_log and set(y) == {one} and y[one] <= -1e27:
+      return False
+    raise NotImplementedError
+
+  rules = {
+    "add": add,
+    "add_any": add,
+    "sub": lambda x, y: add(x, y, -1.0),
+    "neg": lambda x: add({}, x, -1.0),
+    "mul": mul,
+    "exp": exp,
+    "lt": less,
+    "select_n": lambda which, *cases: cases[which],
+    "broadcast_in_dim": lambda x: x,
+    "convert_element_type": lambda x: x,
+  }
+  for eqn in jaxpr.eqns:
+    values = [read(v) for v in eqn.invars]
+    if eqn.primitive.name == "jit" and not eqn.params["jaxpr"].consts:
+      outs = _polynomials(eqn.params["jaxpr"].jaxpr, values)
+    elif eqn.primitive.name in rules:
+      outs = [rules[eqn.primitive.name](*values)]
+    else:
+      raise NotImplementedError
+    env.update(zip(eqn.outvars, outs, strict=True))
+  return [read(v) for v in jaxpr.outvars]

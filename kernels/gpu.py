@@ -116,6 +116,15 @@ def rule(n: int, v: int, student, teacher) -> int:
   return max(256, (128 << 20) // bytes_per_row // 128 * 128)
 
 
+def width(h: int, v: int) -> int:
+  """Returns the columns of dW to accumulate at a time: 32 MiB of float32.
+
+  A block is written by its GEMM and read by the sum; 32 MiB stay in an H100's
+  L2 (50 MiB), and its GEMM still has 256 tiles of 128 x 256 (modelled).
+  """
+  return min(v, max(1024, (1 << 23) // h // 128 * 128))
+
+
 def make_plan(
   alias=False, interpret=False, cluster=None, vector=None
 ) -> scan.Plan:
@@ -133,8 +142,10 @@ def make_plan(
     ),
     topk_rows=xla.ACCELERATOR.topk_rows,
     rule=rule,
+    width=width,
     logits_dtype=None,
     skips_dead=True,
+    halves=True,
   )
 
 

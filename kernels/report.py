@@ -7,8 +7,8 @@ Evidence of kind "compiled": no line here was run on a TPU or GPU. A target
 whose compiler is not installed is listed as skipped.
 
 - hbm: bytes moved, in units of N V b (b bytes per logit). Our tpu and gpu
-  kernels: by construction, each block is fetched once. XLA programs: XLA's
-  cost_analysis of a program without loops. The floor is 3.
+  kernels: by construction, each block is fetched once. The floor is 3. Beside
+  XLA programs: kernels.report_traffic.
 - temporaries: memory_analysis().temp_size_in_bytes; "beyond" is what is
   allocated beyond arguments and outputs (temporaries may lie in an output).
 - bundles: static VLIW bundles per 1,024 logit pairs, V = 128256, temperature
@@ -16,13 +16,17 @@ whose compiler is not installed is listed as skipped.
 """
 
 import argparse
-import importlib
-import importlib.util
 import json
 import pathlib
 import sys
 
-from kernels import report_tpu, tpu_targets
+from kernels import (
+  report_gpu,
+  report_parallel,
+  report_tpu,
+  report_traffic,
+  tpu_targets,
+)
 
 GPUS = ("h100", "b200")
 
@@ -46,7 +50,7 @@ def table(rows: list[dict]) -> str:
       _mib(r.get("vmem_bytes")),
       _mib(r.get("temp_bytes")),
       _mib(r.get("beyond_bytes")),
-      _number(r.get("hbm_nvb"), 2),
+      _number(r.get("hbm_nvb") if r["kernel"] == "tpu" else None, 2),
       _number(r.get("spills"), 0),
       _number(r.get("bundles"), 2),
       _number(r.get("bundles_floor"), 2),
@@ -62,19 +66,6 @@ def _number(x, digits: int) -> str:
 
 def _mib(x) -> str:
   return "" if x is None else f"{x / (1 << 20):.1f}"
-
-
-def gpu(targets) -> tuple[list[dict], list[str]]:
-  """Returns kernels.report_gpu's rows for targets, and why some are missing."""
-  if importlib.util.find_spec("kernels.report_gpu") is None:
-    return [], [
-      f"{t}: skipped, there is no kernels.report_gpu" for t in targets
-    ]
-  module = importlib.import_module("kernels.report_gpu")
-  reason = module.available()
-  if reason is not None:
-    return [], [f"{t}: skipped, {reason}" for t in targets]
-  return module.rows(targets), []
 
 
 def main(argv=None):
@@ -93,30 +84,41 @@ def main(argv=None):
     if t not in everything:
       parser.error(f"--targets: got {t!r}, expected {', '.join(everything)}")
   shapes = [int(v) for v in flags.shapes.split(",")]
-  rows, skipped = [], []
-  tpus = [t for t in targets if t not in GPUS]
-  reason = tpu_targets.available()
-  if reason is not None:
-    skipped += [f"{t}: skipped, {reason}" for t in tpus]
-  elif tpus:
+  rows, skipped, ready = [], [], []
+  for t in targets:
+    reason = (report_gpu if t in GPUS else tpu_targets).available()
+    if reason is None:
+      ready.append(t)
+    else:
+      skipped.append(f"{t}: skipped, {reason}")
+  tpus = [t for t in ready if t not in GPUS]
+  gpus = [t for t in ready if t in GPUS]
+  if tpus:
     cycles = () if flags.no_cycles else ("v5e", "v6e")
     rows = report_tpu.rows(
       tpus, shapes, cycle_targets=cycles, peers=not flags.no_peers
     )
-  print(table(rows))
-  gpus = [t for t in targets if t in GPUS]
+    print(table(rows))
   if gpus:
-    gpu_rows, missing = gpu(gpus)
-    skipped += missing
-    if gpu_rows:
-      print(importlib.import_module("kernels.report_gpu").table(gpu_rows))
-    rows += gpu_rows
+    new = report_gpu.rows(gpus, [(1024, v) for v in shapes])
+    print(report_gpu.table(new))
+    rows += new
+  if ready and not flags.no_peers:
+    print("\nHBM bytes of value_and_grad from bfloat16 logits, in N V b\n")
+    new = report_traffic.rows(ready)
+    print(report_traffic.table(new))
+    rows += new
+    setups = [t for t in ready if t in report_parallel.SETUPS]
+    new = [report_parallel.row(t) for t in setups]
+    print("\nV sharded over all devices, forward KL from hidden states\n")
+    print(report_parallel.table(new))
+    rows += new
   for line in skipped:
     print(line)
   if flags.json:
     result = {"evidence": "compiled", "rows": rows, "skipped": skipped}
     pathlib.Path(flags.json).write_text(json.dumps(result, indent=1) + "\n")
-  failed = [r for r in rows if not r.get("compiles", True)]
+  failed = [r for r in rows if "error" in r]
   return 1 if failed else 0
 
 

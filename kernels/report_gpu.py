@@ -242,6 +242,11 @@ def wide_ops(text: str, n: int, v: int) -> list[str]:
   return [op for op in re.findall(pattern, entry) if op not in free]
 
 
+def copies(text: str, v: int) -> list[str]:
+  """Returns the copies of anything with V columns, loops included."""
+  return re.findall(rf"= \(?(\w+\[\d+,{v}\])\S* copy(?:-start)?\(", text)
+
+
 def _resolve(phi: str):
   """Returns the divergence that "module:attribute" or "...(numbers)" names."""
   module, _, name = phi.partition(":")
@@ -345,7 +350,7 @@ def _result(job: dict, folder: pathlib.Path) -> dict:
     "seconds": round(seconds, 2),
     "kernel": "gpu" if "mosaic_gpu" in text else "xla",
     "temp_bytes": memory.temp_size_in_bytes,
-    "all_reduces": len(re.findall(r" all-reduce(?:-start)?\(", text)),
+    "copies": copies(text, job["v"]),
     **read_dump(folder, job["target"]),
   }
   if job["kind"] == "logits" and not job["arms"]:

@@ -20,7 +20,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels import Head, Logits, distill_loss, tpu, tpu_targets, xla
+from kernels import (
+  Head,
+  Logits,
+  algebra,
+  distill_loss,
+  tile,
+  tpu,
+  tpu_targets,
+  xla,
+)
 from kernels.tpu_targets import TARGETS
 
 SHAPES = (32000, 128256, 151936, 262144)
@@ -106,7 +115,10 @@ def kernel(job: dict) -> dict:
   out = dict(compile_s=time.perf_counter() - begin)
   out |= _memory(compiled, (n, v))
   itemsize = z.dtype.itemsize
-  shape = tpu.Kernel(phi, job["hard"], True, False, (), v, True, False, False)
+  linear = algebra.linear(tile.Phi(phi))
+  shape = tpu.Kernel(
+    phi, job["hard"], True, False, (), v, True, False, False, linear
+  )
   shape = tpu.fit(shape, gen, v, [itemsize] * 3)
   passes = 7 if shape.block else 3
   return out | dict(
@@ -203,13 +215,18 @@ def run(job: dict, flags: str = "", limit_s: float = 180) -> dict:
   """Runs a job in a process; returns its results, or {"error": ...}."""
   environment = dict(os.environ, JAX_PLATFORMS="cpu", LIBTPU_INIT_ARGS=flags)
   environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+  environment["TPU_MIN_LOG_LEVEL"] = "3"
   command = [sys.executable, "-m", "kernels.report_tpu", json.dumps(job)]
-  try:
-    done = subprocess.run(
-      command, env=environment, capture_output=True, text=True, timeout=limit_s
-    )
-  except subprocess.TimeoutExpired:
-    return {"error": f"more than {limit_s:.0f} s"}
+  # libtpu logs what its profile cannot do: three files of up to 900 MB.
+  with tempfile.TemporaryDirectory() as logs:
+    environment["TPU_LOG_DIR"] = logs
+    try:
+      done = subprocess.run(
+        command, env=environment, capture_output=True, text=True,
+        timeout=limit_s,
+      )  # fmt: skip
+    except subprocess.TimeoutExpired:
+      return {"error": f"more than {limit_s:.0f} s"}
   lines = [x for x in done.stdout.splitlines() if x.startswith("{")]
   if lines:
     return json.loads(lines[-1])

@@ -112,7 +112,12 @@ class Plan:
       which is a copy of [N, V] where a kernel reads them.
     halves: whether dW of a bfloat16 kernel is accumulated as `split32`, which
       takes half the memory beside the result. So with every plan it is
-      rounded before the cotangent scales it, and not only after.
+      rounded to bfloat16 before the cotangent scales it, and again after. A
+      cotangent of 2^k loses nothing by that; others, 2^-8 of a number at most
+      instead of 2^-9.
+    by_columns: (H, V) -> whether a [H, V] result lies by columns on the target,
+      for `halves`.
+    gemms: a kernels.gemm.Gemms for the heads that it fits, or None for XLA's.
     auto: whether implementation "auto" takes the plan.
   """
 
@@ -126,6 +131,8 @@ class Plan:
   skips_dead: bool = False
   auto: bool = True
   halves: bool = False
+  by_columns: Callable[[int, int], bool] = lambda h, v: False
+  gemms: Any = None
 
   def chunk_rows(self, n: int, v: int, student, teacher) -> int:
     c = self.chunk or self.rule(n, v, student, teacher)
@@ -152,14 +159,16 @@ def num_rows(scores: Head | Logits) -> int:
   return scores.hidden.shape[0]
 
 
-def chunk_logits(scores, rows, alive, logits_dtype, skips_dead=False):
+def chunk_logits(
+  scores, rows, alive, logits_dtype, skips_dead=False, gemms=None
+):
   """Returns (h, z) of a chunk: h [C, H] or None, z [C, V]; masked rows are 0.
 
   Args:
     scores: Head or Logits of all rows.
     rows: slices a chunk out of [N, ...].
     alive: [C] bool; other rows may hold anything, NaN too.
-    logits_dtype, skips_dead: see `Plan`.
+    logits_dtype, skips_dead, gemms: see `Plan`.
   """
   mask = lambda x: jnp.where(alive[:, None], x, jnp.zeros((), x.dtype))
   if isinstance(scores, Logits):
@@ -167,7 +176,10 @@ def chunk_logits(scores, rows, alive, logits_dtype, skips_dead=False):
     return None, z if skips_dead else mask(z)
   dtype = operand_dtype(scores)
   h = mask(rows(scores.hidden)).astype(dtype)
-  z = jnp.dot(h, scores.kernel.astype(dtype), preferred_element_type=f32)
+  w = scores.kernel.astype(dtype)
+  if gemms is not None and gemms.fits(h, w):
+    return h, gemms.scores(h, w, scores.bias, logits_dtype or dtype)
+  z = jnp.dot(h, w, preferred_element_type=f32)
   if scores.bias is not None:
     z = z + scores.bias.astype(f32)
   return h, z.astype(logits_dtype or dtype)
@@ -179,16 +191,17 @@ def dot(a, b, contract: tuple[int, int]):
   return lax.dot_general(a, b, dims, preferred_element_type=f32)
 
 
-def add_outer(dw, h, dz, width: int, last=False):
-  """Returns dW [H, V] + h^T dz, `width` columns at a time.
+def add_outer(plan: Plan, dw, h, dz, last=False):
+  """Returns dW [H, V] + h^T dz, `plan.width` columns at a time.
 
   XLA does not accumulate into a GEMM's output: dW + h^T dz in one piece writes
   another [H, V] and reads it again. Where that is beyond the cache, blocks of
   columns save the memory and, on a CPU, time (`kernels.xla.cpu_width`).
   """
   v = dz.shape[1]
+  width = plan.width(h.shape[1], v)
   if isinstance(dw, tuple):
-    return _add_outer_halves(dw, h, dz, width, last)
+    return _add_outer_halves(plan, dw, h, dz, last)
   if width >= v:
     return dw + dot(h, dz, (0, 0))
 
@@ -202,16 +215,17 @@ def add_outer(dw, h, dz, width: int, last=False):
   return dw if v % width == 0 else add(dw, v - v % width, v % width)
 
 
-def _add_outer_halves(halves, h, dz, width: int, last):
+def _add_outer_halves(plan: Plan, halves, h, dz, last):
   """As `add_outer`, dW as `split32` gives it; rounds the last sum."""
-  v = dz.shape[1]
-  width = min(width, v)
+  shape = (h.shape[1], dz.shape[1])
+  v, width = shape[1], min(plan.width(*shape), shape[1])
+  order = Layout((1, 0) if plan.by_columns(*shape) else (0, 1))
 
   def add(halves, start, width):
     read = lambda a: lax.dynamic_slice_in_dim(a, start, width, 1)
     block = join32(*map(read, halves)) + dot(h, read(dz), (0, 0))
-    # TPUs would take dW by columns, and copy all of it in the end.
-    block = with_layout_constraint(block, Layout((0, 1)))
+    # As the result will lie: TPUs would choose, and copy all of dW in the end.
+    block = with_layout_constraint(block, order)
     high, low = split32(block)
     high = jnp.where(last, block.astype(high.dtype), high)
     return tuple(
@@ -310,11 +324,15 @@ def add_head_gradient(plan: Plan, head, grads, write, h, dz, fresh, last=False):
     h, dz: [C, H] and [C, V], in the dtype of the GEMMs.
     fresh: [C] bool or None: dh is written, but dW and db are summed.
   """
-  dh = write(grads.hidden, dot(dz, head.kernel.astype(dz.dtype), (1, 1)))
+  w, dw = head.kernel.astype(dz.dtype), grads.kernel
   if fresh is not None:
     h = jnp.where(fresh[:, None], h, jnp.zeros((), h.dtype))
-  width = plan.width(*head.kernel.shape)
-  dw = add_outer(grads.kernel, h, dz, width, last)
+  if plan.gemms is not None and isinstance(dw, tuple) and plan.gemms.fits(h, w):
+    dh, dw = plan.gemms.gradients(h, w, dz, dw, last)
+  else:
+    dh = dot(dz, w, (1, 1))
+    dw = add_outer(plan, dw, h, dz, last)
+  dh = write(grads.hidden, dh)
   db = None
   if head.bias is not None:
     db = dz if fresh is None else jnp.where(fresh[:, None], dz, 0)
@@ -362,7 +380,7 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
     read, write = at(start, c, n)
     alive_c = read(alive)
     skips_dead = plan.skips_dead and not is_topk
-    args = (read, alive_c, plan.logits_dtype, skips_dead)
+    args = (read, alive_c, plan.logits_dtype, skips_dead, plan.gemms)
     h, z_s = chunk_logits(student, *args)
     teacher = ops.teacher
     if isinstance(teacher, TopK):

@@ -58,7 +58,9 @@ class Phi:
     1,024 pairs without, 9.5 with the replacement; ACCELERATORS.md.) Where phi
     is not robust they are floored at TINY, so that its author sees no 0 / 0.
     """
-    return self.of_floored(consts, lq, lp, *self.floored(q, p))
+    q, p = self.floored(q, p)
+    jaxpr, _ = self._trace(lq)
+    return _evaluate(jaxpr, consts, (lq, lp), ((lq, q), (lp, p)), True)[0]
 
   def floor(self, like) -> float:
     """Returns the least q and p that phi may see."""
@@ -78,12 +80,19 @@ class Phi:
     jaxpr, _ = self._trace(lq)
     return _evaluate(jaxpr, consts, (lq, lp), ((lq, q), (lp, p)))[0]
 
+  def jvp_of_floored(self, consts, lq, lp, q, p):
+    """Returns phi and dphi/dlq for q and p from `floored`."""
+    value = lambda lq, q: self.of_floored(consts, lq, lp, q, p)
+    return jax.jvp(value, (lq, q), (jnp.ones_like(lq), q))
+
   def value_and_slope(self, consts, lq, lp, q, p):
     """Returns phi and u = dphi/dlq, both finite unless an input is NaN."""
     q, p = self.floored(q, p)
-    fn = lambda lq, q: self.of_floored(consts, lq, lp, q, p)
-    tangents = (jnp.ones_like(lq), q)
-    value, u = jax.jvp(fn, (lq, q), tangents)
+    args = (list(consts), lq, lp, q, p)
+    closed = jax.make_jaxpr(self.jvp_of_floored)(*args)
+    # A rule of phi's own (jax.custom_jvp) takes exponentials too.
+    known, args = ((lq, q), (lp, p)), jax.tree.leaves(args)
+    value, u = _evaluate(closed.jaxpr, closed.consts, args, known, True)
     u = jnp.clip(u, -STEEP, STEEP)
     if self.robust(lq):
       return value, u
@@ -110,8 +119,9 @@ def _determinate(x, q, p):
 def _primitives(jaxpr) -> set[str]:
   names = set()
   for eqn in jaxpr.eqns:
-    if eqn.primitive.name == "jit":
-      names |= _primitives(eqn.params["jaxpr"].jaxpr)
+    inner = inlined(eqn)
+    if inner is not None:
+      names |= _primitives(inner.jaxpr)
     elif eqn.primitive.name == "exp" and eqn.invars[0] not in jaxpr.invars:
       names.add("exp of an expression")  # may overflow
     else:
@@ -119,10 +129,24 @@ def _primitives(jaxpr) -> set[str]:
   return names
 
 
+def inlined(eqn) -> Any:
+  """Returns the closed jaxpr that an equation calls, or none.
+
+  That of a jit (jnp.where and the like) or of a jax.custom_jvp.
+  """
+  if eqn.primitive.name == "custom_jvp_call":
+    return eqn.params["call_jaxpr"]
+  return eqn.params["jaxpr"] if eqn.primitive.name == "jit" else None
+
+
 def _evaluate(
-  jaxpr, consts: Sequence, args: Sequence, known: Sequence[tuple]
-) -> list:
-  """Evaluates a jaxpr, taking exp(a) from `known` pairs (a, exp(a))."""
+  jaxpr, consts: Sequence, args: Sequence, known: Sequence[tuple],
+  custom: bool = False,
+) -> list:  # fmt: skip
+  """Evaluates a jaxpr, taking exp(a) from `known` pairs (a, exp(a)).
+
+  Unless `custom`, calls of a jax.custom_jvp stay, with their derivative.
+  """
   env = dict(zip(jaxpr.constvars, consts, strict=True))
   env.update(zip(jaxpr.invars, args, strict=True))
   read = lambda v: v.val if isinstance(v, jex_core.Literal) else env[v]
@@ -131,9 +155,8 @@ def _evaluate(
     hits = [e for a, e in known if values and values[0] is a]
     if eqn.primitive.name == "exp" and hits:
       outs = hits[:1]
-    elif eqn.primitive.name == "jit":  # jnp.where and the like: see inside
-      inner = eqn.params["jaxpr"]
-      outs = _evaluate(inner.jaxpr, inner.consts, values, known)
+    elif (inner := inlined(eqn)) and (custom or eqn.primitive.name == "jit"):
+      outs = _evaluate(inner.jaxpr, inner.consts, values, known, custom)
     else:
       params = eqn.primitive.get_bind_params(eqn.params)
       outs = eqn.primitive.bind(*values, **params)

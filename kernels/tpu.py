@@ -8,28 +8,21 @@ Compiled for TPUs, not run on one (ACCELERATORS.md section 1); run in interpret
 mode. `python -m kernels.report` says what the compiler makes of it.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import scan, tile, xla
-from kernels.tpu_kernel import (
-  LANES,
-  LN2,
-  LOW,
-  OUT,
-  STATE,
-  Kernel,
-  padded,
-  phased,
-  resident,
-)
+from kernels import algebra, gemm, scan, tile, xla
+from kernels.tpu_kernel import STATE, phased, resident
+from kernels.tpu_parts import LANES, LN2, LOW, OUT, Kernel, padded
 
 f32 = jnp.float32
 MIB = 1 << 20
@@ -45,17 +38,21 @@ class Generation:
       Google's public documentation of v6e; compiled.
     steps: per sweep, pairs (1,024 each) in a step of its loop, and in the part
       of a step that is written out at once. Long steps hide latency, short
-      parts keep values in registers. Source: bundles of forward KL per 1,024
-      pairs on v5e / v6e, compiled, for (step, part): sweep 0 (64, 64) 1.2 / 0.5
-      and (128, 16) 1.1 / 0.4; sweep 1 (32, 32) 3.5 / 3.5, (64, 4) 3.2 / 3.1 and
-      (128, 16) 3.2 / 2.9 with spills; sweep 2 (32, 32) 2.7 / 2.9, (64, 4)
-      2.4 / 2.3 and (128, 16) 3.3 / 2.3 with spills; sweep 3 (64, 64) 1.2 / 1.3
-      with spills, (128, 16) 1.1 / 1.1. The others take v5e's or v6e's.
+      parts keep values in registers.
+    busy: the same of sweep 1 where phi is linear, so that it does most.
+
+  Source of both: compiled for v5e, bundles per 1,024 pairs and spills. Sweep 1
+  of forward KL with labels: (64, 4) 5.4 and 71, (32, 4) 5.1 and 19, (32, 2) 4.9
+  and 0. Sweep 2 of a JSD: (64, 4) 6.3 and 65, (32, 4) 6.7 and 18, (16, 2) 7.3
+  and 1, (128, 2) 6.9 and 212. Sweep 3: (128, 16) 1.0 and 32, (128, 8) 1.0 and
+  37, (128, 4) 1.1 and 0. The other generations take the same.
   """
 
   vmem: int
   bf16: bool
-  steps: tuple[tuple[int, int], ...] = ((128, 16), (64, 4), (64, 4), (128, 16))
+  steps: tuple[tuple[int, int], ...] = ((128, 16), (64, 4), (64, 4), (128, 4))
+  busy: tuple[int, int] = (32, 2)
+  gemms: bool = False
 
 
 GENERATIONS = {
@@ -63,7 +60,7 @@ GENERATIONS = {
   "v5e": Generation(128 * MIB, False),
   "v5p": Generation(64 * MIB, False),
   "v6e": Generation(128 * MIB, True),
-  "tpu7x": Generation(64 * MIB, True),
+  "tpu7x": Generation(64 * MIB, True, gemms=True),
 }
 UNKNOWN = Generation(64 * MIB, False)  # right for all of them but v4
 
@@ -100,7 +97,7 @@ def need(kernel: Kernel, v: int, itemsizes) -> int:
   4 MiB more than what is counted, for the compiler's own use (compiled).
   """
   width = kernel.block or padded(v)
-  per_pair = 2 * sum(itemsizes) + 4 * kernel.stash
+  per_pair = 2 * sum(itemsizes) + 4 * kernel.arrays
   state = 0 if not kernel.block else 4 * len(STATE)
   return kernel.rows * (width * per_pair + LANES * (state + 16)) + 4 * MIB
 
@@ -108,13 +105,18 @@ def need(kernel: Kernel, v: int, itemsizes) -> int:
 def fit(kernel: Kernel, gen: Generation, v: int, itemsizes) -> Kernel:
   """Returns the kernel with block sizes: the fastest that fits.
 
-  16 rows fill a bfloat16 tile. The stash counts for more than rows do (v6e,
-  forward KL, bundles per 1,024 pairs: 16 rows 6.8 with four arrays, 7.3 with
-  two; 8 rows 7.9 with two, compiled), and any resident block for more than
-  phases, which read thrice.
+  16 rows fill a bfloat16 tile. The stash counts for more than rows do (an
+  earlier kernel, v6e, forward KL, bundles per 1,024 pairs: 16 rows 6.8 with
+  four arrays, 7.3 with two; 8 rows 7.9 with two, compiled), and any resident
+  block for more than phases, which read thrice. A linear phi needs two arrays.
   """
-  kernel = dataclasses.replace(kernel, narrow=gen.bf16, steps=gen.steps)
-  for stash in (4, 2, 0) if kernel.soft and kernel.grad else (0,):
+  first, *steps = gen.steps
+  if kernel.linear is not None:
+    steps[0] = gen.busy
+  steps = (first, *steps)
+  kernel = dataclasses.replace(kernel, narrow=gen.bf16, steps=steps)
+  stashes = (4, 2, 0) if kernel.linear is None else (2, 0)
+  for stash in stashes if kernel.soft and kernel.grad else (0,):
     for rows in (16, 8):
       new = dataclasses.replace(kernel, rows=rows, stash=stash)
       if need(new, v, itemsizes) <= gen.vmem * 15 // 16:
@@ -122,42 +124,44 @@ def fit(kernel: Kernel, gen: Generation, v: int, itemsizes) -> Kernel:
   return dataclasses.replace(kernel, rows=16, block=gen.steps[0][0] * 64)
 
 
-def call(kernel: Kernel, arrays, dtype, alias: bool, interpret):
-  """Runs the kernel on (info, scalars, z_s, z_t or none); returns its outputs.
+def call(kernel: Kernel, scalars, info, logits, dtype, alias: bool, interpret):
+  """Runs the kernel; returns its outputs.
+
+  Args:
+    scalars: [1, 2 + number of constants]: 1/T, T, constants.
+    info: [N, 4]: label, k, k_hard, alive.
+    logits: those of the student, and of the teacher if there is a phi.
 
   Returns [out [N, 128]] and, if a gradient is wanted, dz [N, V].
   """
-  (n, v), rows = arrays[2].shape, kernel.rows
+  (n, v), rows = logits[0].shape, kernel.rows
   width = kernel.block or padded(v)
   if not kernel.block:
     grid = (pl.cdiv(n, rows),)
     by_row = lambda i: (i, 0)
-    whole = lambda i: (0, 0)
     read = write = by_row
     semantics = ("parallel",)
   else:
     grid = (pl.cdiv(n, rows), 3, pl.cdiv(kernel.vocab, width))
     by_row = lambda i, phase, j: (i, 0)
-    whole = lambda i, phase, j: (0, 0)
     read = lambda i, phase, j: (i, j)
     write = lambda i, phase, j: (i, jnp.where(phase == 2, j, 0))
     semantics = ("parallel", "arbitrary", "arbitrary")
-  info, scalars, *logits = arrays
   in_specs = [
+    pl.BlockSpec(scalars.shape, lambda *_: (0, 0)),
     pl.BlockSpec((rows, info.shape[1]), by_row),
-    pl.BlockSpec(scalars.shape, whole),
     *(pl.BlockSpec((rows, width), read) for _ in logits),
   ]
+  arrays = [scalars, info, *logits]
   out_specs = [pl.BlockSpec((rows, LANES), by_row)]
-  manual = jax.typeof(arrays[2]).mat  # scan.run has made all vary alike
+  manual = jax.typeof(logits[0]).mat  # scan.run has made all vary alike
   struct = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=manual)
   out_shape = [struct((n, LANES), f32)]
   if kernel.grad:
     out_specs.append(pl.BlockSpec((rows, width), write))
     out_shape.append(struct((n, v), dtype))
   scratch = []
-  if kernel.stash:
-    scratch += [pltpu.VMEM((rows, width), f32)] * kernel.stash
+  scratch += [pltpu.VMEM((rows, width), f32)] * kernel.arrays
   if kernel.block:
     scratch.append(pltpu.VMEM((len(STATE), rows, LANES), f32))
   itemsizes = [x.dtype.itemsize for x in logits]
@@ -172,7 +176,9 @@ def call(kernel: Kernel, arrays, dtype, alias: bool, interpret):
     out_specs=out_specs,
     out_shape=out_shape,
     scratch_shapes=scratch,
-    input_output_aliases={2: 1} if alias and kernel.grad else {},
+    input_output_aliases={len(arrays) - len(logits): 1}
+    if alias and kernel.grad
+    else {},
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=semantics, vmem_limit_bytes=limit
     ),
@@ -188,11 +194,18 @@ def silent_where_masked(phi: tile.Phi, consts, grad: bool) -> bool:
   """Whether phi and u are known to be nothing where both sides are masked."""
   if any(isinstance(c, Tracer) for c in consts):
     return False
-  with jax.ensure_compile_time_eval():
+  consts = [np.asarray(c) for c in consts]
+
+  def evaluate():
     low, zero = jnp.full((1, 1), LOW, f32), jnp.zeros((1, 1), f32)
     args = (consts, low, low, zero, zero)
     new = phi.value_and_slope(*args) if grad else (phi.value(*args),)
     return all(abs(float(x[0, 0])) < 1e-11 for x in new)
+
+  # Another thread has neither this one's trace nor its mesh, whose devices may
+  # not even be attached (compiled ahead of time).
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(evaluate).result()
 
 
 def dense_rows(
@@ -223,6 +236,7 @@ def dense_rows(
     grad=grad,
     guard=guard and spec.weighted,
     select=phi is not None and not silent_where_masked(phi, consts, grad),
+    linear=None if phi is None else algebra.linear(phi),
   )
   logits = [chunk.z_s] + ([] if phi is None else [chunk.teacher])
   itemsizes = [z.dtype.itemsize for z in logits]
@@ -231,11 +245,15 @@ def dense_rows(
   labels = zero if chunk.labels is None else chunk.labels.astype(f32)
   alive = (chunk.soft_scale != 0) | (chunk.hard_scale != 0)
   columns = (labels, chunk.soft_scale, chunk.hard_scale, alive.astype(f32))
-  scalars = [chunk.inv_t, *(jnp.reshape(c, ()) for c in consts)]
+  scalars = [
+    chunk.inv_t,
+    1 / chunk.inv_t,
+    *(jnp.reshape(c, ()) for c in consts),
+  ]
   scalars = jnp.stack([s.astype(f32) for s in scalars])[None]
   alias = alias and dtype == chunk.z_s.dtype
-  arrays = (jnp.stack(columns, 1), scalars, *logits)
-  out, *dz = call(kernel, arrays, dtype, alias, interpret)
+  info = jnp.stack(columns, 1)
+  out, *dz = call(kernel, scalars, info, logits, dtype, alias, interpret)
   out = {name: out[:, i] for i, name in enumerate(OUT)}
   d = ce = zero
   if phi is not None:
@@ -275,7 +293,15 @@ def head_rule(n: int, v: int, student, teacher) -> int:
     return n
   most = max(256, 15 * (1 << 22) // v // 16 * 16)
   each = -(-n // -(-n // most))
-  return -(-each // 16) * 16
+  each = -(-each // 16) * 16
+  # XLA lays [C, V] out by columns where 128 divides C but not V, and would copy
+  # a chunk around the kernel.
+  return each + 16 if v % 128 and each % 128 == 0 else each
+
+
+def by_columns(h: int, v: int) -> bool:
+  """Whether XLA lays a [H, V] result out by columns: so it pads less."""
+  return v % 128 != 0 and h % 128 == 0
 
 
 def head_width(h: int, v: int) -> int:
@@ -300,6 +326,9 @@ def plan(
   rows = functools.partial(
     dense_rows, alias=head, guard=guard, gen=gen, interpret=interpret, **kw
   )
+  gemms = None
+  if (gen or generation()).gemms:
+    gemms = gemm.Gemms(interpret=interpret)
   return dataclasses.replace(
     xla.ACCELERATOR,
     rows=rows,
@@ -307,6 +336,8 @@ def plan(
     width=head_width,
     skips_dead=True,
     halves=True,
+    by_columns=by_columns,
+    gemms=gemms,
   )
 
 

@@ -4,14 +4,16 @@ Two ways to the same numbers. `stash=True` (CPU): max and sum apart, and the
 exponentials of the first pass are kept for q and p; a chunk sits in cache and
 exp is what costs. `stash=False` (accelerators): max and sum of student and
 teacher in one variadic lax.reduce and nothing kept; memory traffic is what
-costs (compiled for TPU: 5 NV b, with separate maxima 7; ACCELERATORS.md). On
-this CPU the variadic reduce takes 6.9 ms per 2.1M elements, max and a stashed
-exp with its sum 0.56 ms.
+costs: 7 N V b in three sweeps (statistics; D and U = sum u; dz), labels and
+all, where plain JAX takes 9 to 12 (compiled for TPU: kernels.report_traffic).
+5 is what forward KL alone can do, for which U is known to be -1. On this CPU
+the variadic reduce takes 6.9 ms per 2.1M elements, max and a stashed exp with
+its sum 0.56 ms.
 """
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +74,21 @@ def online_max_sum(*xs):
   return list(zip(out[::2], out[1::2], strict=True))
 
 
-def softmaxes(xs, axis: str | None, stash: bool) -> list[Softmax]:
-  """Returns the softmax over V of each x [C, V]; over all shards of `axis`."""
+class Norm(NamedTuple):
+  """What a softmax divides by: log_p = (x - m) - log_s."""
+
+  m: jax.Array  # [C, 1], as are the next three
+  s: jax.Array
+  log_s: jax.Array
+  fix: jax.Array
+  exps: jax.Array | None  # [C, V] exp(x - m), if kept
+
+
+def norms(xs, axis: str | None, stash: bool) -> list[Norm]:
+  """Returns the normaliser of each x [C, V], over all shards of `axis`."""
+  if not xs:
+    return []
+  exps = [None] * len(xs)
   if stash:
     maxima = [row_max(x) for x in xs]
     maxima = [lax.pmax(m, axis) for m in maxima] if axis else maxima
@@ -81,22 +96,30 @@ def softmaxes(xs, axis: str | None, stash: bool) -> list[Softmax]:
     exps = [jnp.exp(x - m) for x, m in zip(xs, maxima, strict=True)]
     sums = [row_sum(e) for e in exps]
   else:
-    xs = [jnp.maximum(x, tile.FLOOR) for x in xs]
-    stats = online_max_sum(*xs)
+    stats = online_max_sum(*(jnp.maximum(x, tile.FLOOR) for x in xs))
     local = [m for m, _ in stats]
     maxima = [lax.pmax(m, axis) for m in local] if axis else local
     sums = [
       s * jnp.exp(m - top) for (m, s), top in zip(stats, maxima, strict=True)
     ]
   sums = lax.psum(sums, axis) if axis else sums
-  out = []
-  for i, x in enumerate(xs):
-    s = jnp.maximum(sums[i], tile.TINY)  # all -inf: no NaN, p = 0
-    log_s, fix = tile.split_log(s)
-    log_p = jnp.maximum((x - maxima[i]) - log_s, tile.FLOOR)
-    p = exps[i] * (1 / s) if stash else jnp.exp(log_p)
-    out.append(Softmax(log_p, p, maxima[i] + log_s, fix))
-  return out
+  sums = [jnp.maximum(s, tile.TINY) for s in sums]  # all -inf: no NaN, p = 0
+  return [
+    Norm(m, s, *tile.split_log(s), e)
+    for m, s, e in zip(maxima, sums, exps, strict=True)
+  ]
+
+
+def softmax_of(x, norm: Norm) -> Softmax:
+  x = x if norm.exps is not None else jnp.maximum(x, tile.FLOOR)
+  log_p = jnp.maximum((x - norm.m) - norm.log_s, tile.FLOOR)
+  p = jnp.exp(log_p) if norm.exps is None else norm.exps * (1 / norm.s)
+  return Softmax(log_p, p, norm.m + norm.log_s, norm.fix)
+
+
+def softmaxes(xs, axis: str | None, stash: bool) -> list[Softmax]:
+  """Returns the softmax over V of each x [C, V]; over all shards of `axis`."""
+  return list(map(softmax_of, xs, norms(xs, axis, stash)))
 
 
 def log_sum_exp(x, axis: str | None, stash: bool):
@@ -145,10 +168,8 @@ def pick(z, ids, offset, inv_t):
   return jnp.where(here, x, 0.0), here
 
 
-def hard_term(spec, chunk, z, soft: Softmax | None, stash: bool):
+def hard_term(spec, chunk, z, soft: Softmax, stash: bool):
   """Returns (CE [C], softmax [C, V], onehot [C, V]) at T = 1."""
-  if soft is None:
-    (soft,) = softmaxes([z], spec.vocab_axis, stash)
   labels = chunk.labels[:, None]
   onehot = columns(chunk, z.shape[1]) == labels
   if stash:  # a gather of C numbers beats a sweep on a CPU
@@ -165,38 +186,47 @@ def dense_rows(spec, chunk, dtype, *, stash: bool):
   """Row function for Head and Logits teachers, or none."""
   axis = spec.vocab_axis
   valid = valid_columns(spec, chunk)
-  hard_z = tile.scaled(chunk.z_s, 1.0, valid)
+  inv_t = 1.0 if spec.unit_temperature else chunk.inv_t
   zero = jnp.zeros(chunk.z_s.shape[0], f32)
-  d, ce, u, total, student = zero, zero, None, None, None
-  q = None
+  d, ce, total = zero, zero, None
+  softmax = onehot = u = q = None
+  student: Any = None
+  hard_z = tile.scaled(chunk.z_s, 1.0, valid)
+  xs = []
   if spec.phi is not None:
-    x_s = hard_z
-    if not spec.unit_temperature:
-      x_s = tile.scaled(chunk.z_s, chunk.inv_t, valid)
-    x_t = tile.scaled(chunk.teacher, chunk.inv_t, valid)
-    student, teacher = softmaxes([x_s, x_t], axis, stash)
+    xs = [tile.scaled(z, inv_t, valid) for z in (chunk.z_s, chunk.teacher)]
+  own = spec.hard and not (xs and spec.unit_temperature)
+  # All at once, for one sweep where `online_max_sum` makes them.
+  every = norms(xs + [hard_z] * own, axis, stash)
+
+  def soft_terms(z_s, z_t):
+    """Returns (the student's softmax, the teacher's, phi, u)."""
+    xs = [tile.scaled(z, inv_t, valid) for z in (z_s, z_t)]
+    a, b = map(softmax_of, xs, every[:2])
+    args = (spec.phi, chunk.consts, a.log_p, b.log_p, a.p, b.p)
+    return a, b, *tile.terms(*args)
+
+  if spec.phi is not None:
+    student, teacher, value, u = soft_terms(chunk.z_s, chunk.teacher)
     q = student.p
-    value, u = tile.terms(
-      spec.phi,
-      chunk.consts,
-      student.log_p,
-      teacher.log_p,
-      q,
-      teacher.p,
-    )
     d, total = row_sum(value, stash), row_sum(u, stash)
     # First-order correction for log s (tile.split_log). dD/dlp = D - U for
     # every phi that is homogeneous in (q, p), as f-divergences are; for others
     # this is of the order of the rounding that it corrects.
     d = (d - total * student.fix - (d - total) * teacher.fix)[:, 0]
     total = lax.psum(total, axis) if axis else total
-  softmax = onehot = None
   if spec.hard:
-    shared = student if spec.unit_temperature else None
-    ce, softmax, onehot = hard_term(spec, chunk, hard_z, shared, stash)
+    hard = softmax_of(hard_z, every[-1]) if own else student
+    ce, softmax, onehot = hard_term(spec, chunk, hard_z, hard, stash)
   if dtype is None or (u is None and softmax is None):
     dz = None if dtype is None else jnp.zeros(chunk.z_s.shape, dtype)
     return d, ce, dz
+  if u is not None and not stash:
+    # u and q again, behind a barrier: left alone, XLA may keep u in float32,
+    # [C, V] through memory twice (compiled for tpu7x: 10 NV b instead of 7).
+    *z, total = lax.optimization_barrier((chunk.z_s, chunk.teacher, total))
+    student, _, _, u = soft_terms(*z)
+    q = student.p
   scales = (chunk.soft_scale[:, None], chunk.hard_scale[:, None])
   dz = tile.gradient(u, q, total, scales[0], softmax, onehot, scales[1])
   return d, ce, dz.astype(dtype)
@@ -240,7 +270,8 @@ def topk_rows(spec, chunk, dtype, *, stash: bool):
   softmax = onehot = None
   if spec.hard:
     hard_z = tile.scaled(z, 1.0, valid)
-    ce, softmax, onehot = hard_term(spec, chunk, hard_z, None, stash)
+    (hard,) = softmaxes([hard_z], axis, stash)
+    ce, softmax, onehot = hard_term(spec, chunk, hard_z, hard, stash)
   if dtype is None:
     return d, ce, None
   dx_k = u - q * total

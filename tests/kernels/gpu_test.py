@@ -181,6 +181,26 @@ class ChoiceTest(parameterized.TestCase):
       else:
         self.assertEqual(set(plans), {"cuda" if want else "cpu"})
 
+  @parameterized.parameters("7.5", "8.9", "12.0", "gfx942")
+  def test_auto_takes_xla_on_other_gpus_and_traces_no_kernel(self, capability):
+    device = types.SimpleNamespace(
+      platform="gpu", device_kind="-", compute_capability=capability
+    )
+    student = Logits(jnp.zeros((8, 1024), jnp.bfloat16))
+    loss = lambda z, implementation="auto": distill_loss(
+      z, student, divergence=oracle.forward_kl, implementation=implementation
+    )[0]
+    with (
+      mock.patch.object(gpu, "target_devices", return_value=[device]),
+      mock.patch.object(gpu, "launch", side_effect=AssertionError),
+    ):
+      lowered = jax.jit(jax.grad(loss)).trace(student)
+      text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+      with self.assertRaisesRegex(ValueError, "compute capability"):
+        loss(student, "gpu")
+    self.assertNotIn("mosaic", text)
+    self.assertIn("stablehlo.reduce", text)
+
   def test_names_of_devices_that_are_not_here(self):
     for name in ("NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB", "NVIDIA B200"):
       self.assertRegex(name, gpu.CAPABLE)

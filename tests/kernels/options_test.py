@@ -202,6 +202,29 @@ class TransformTest(parameterized.TestCase):
     scale = -6 * loss(head(student))[0]
     oracle.assert_close(g3, jax.tree.map(lambda g: scale * g, g1), 1e-6)
 
+  def test_bfloat16_gradients_in_halves_and_scaled(self):
+    """dW as two 16-bit halves is exact; a cotangent of 2^k costs nothing."""
+    student, teacher, _, _ = problem(N, V)
+    narrow = lambda x: jax.tree.map(lambda a: a.astype(jnp.bfloat16), x)
+    s, t = narrow(head(student)), narrow(head(teacher))
+    whole = dataclasses.replace(xla.ACCELERATOR, chunk=8)
+    halves = dataclasses.replace(whole, halves=True, width=lambda h, v: 128)
+
+    def dw(plan, scale):
+      fn = lambda s: distill_loss(
+        s, t, divergence=oracle.forward_kl, implementation=plan
+      )[0]
+      grads = jax.jit(jax.grad(lambda s: scale * fn(s)))(s)
+      self.assertEqual(grads.kernel.dtype, jnp.bfloat16)
+      return np.asarray(grads.kernel, np.float32)
+
+    want = dw(whole, 1.0)
+    np.testing.assert_array_equal(dw(halves, 1.0), want)
+    for plan in (whole, halves):
+      for scale in (2.0**-20, 2.0**7):
+        np.testing.assert_array_equal(dw(plan, scale), scale * want)
+      np.testing.assert_allclose(dw(plan, 1.7), 1.7 * want, rtol=2.0**-8)
+
   def test_value_alone_computes_no_gradients(self):
     student, teacher, labels, _ = problem(N, V)
     kw = dict(divergence=oracle.forward_kl, implementation=PLANS["chunked"])

@@ -15,10 +15,13 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import Head, Logits, distill_loss, tpu, xla
+from kd import divergences
+from kernels import Head, Logits, algebra, distill_loss, tile, tpu, xla
 from tests.kernels import oracle
 
-SMALL = tpu.Generation(128 << 20, False, ((4, 2), (2, 2), (2, 2), (2, 2)))
+SMALL = tpu.Generation(
+  128 << 20, False, ((4, 2), (2, 2), (2, 2), (2, 2)), (2, 2)
+)
 
 
 def problem(n, v, seed=0, scale=2.0):
@@ -51,15 +54,48 @@ def loss(z, z_t, **kw):
 
 
 class TpuTest(parameterized.TestCase):
-  @parameterized.parameters(*oracle.DIVERGENCES)
-  def test_agrees_with_float64(self, name):
+  @parameterized.product(name=tuple(oracle.DIVERGENCES), hard=(False, True))
+  def test_agrees_with_float64(self, name, hard):
+    """With labels at T = 2 there is a second softmax, else `Kernel.online`."""
     z, z_t, labels, weights = problem(9, 555)
     kw = dict(divergence=oracle.DIVERGENCES[name], temperature=2.0)
-    kw.update(hard_weight=0.3, soft_weight=0.7)
+    labels = labels if hard else None
+    kw.update(hard_weight=0.3 * hard, soft_weight=0.7)
     want = oracle.loss((z,), (z_t,), weights=weights, labels=labels, **kw)
-    kw.update(weights=jnp.asarray(weights), labels=jnp.asarray(labels))
+    labels = jnp.asarray(labels) if hard else None
+    kw.update(weights=jnp.asarray(weights), labels=labels)
     got = loss(z, z_t, implementation=plan(rows=8), **kw)
     oracle.assert_close(got, want)
+
+  @parameterized.parameters(
+    ("tvd", divergences.tvd),
+    ("jsd", divergences.jsd(0.3)),
+    ("skew_kl", divergences.skew_kl(0.1)),
+    ("skew_reverse_kl", divergences.skew_reverse_kl(0.1)),
+    ("alpha", divergences.alpha_divergence(0.5)),
+  )
+  def test_closed_slopes_and_series(self, name, phi):
+    """kd's forms, whose derivatives are rules of their own; p near q too."""
+    for width in (1.0, 0.02):
+      z, delta, _, _ = problem(9, 555)
+      z_t = z + width * delta
+      want = oracle.loss((z,), (z_t,), oracle.DIVERGENCES[name])
+      got = loss(z, z_t, divergence=phi, implementation=plan(rows=8))
+      # Slopes, and skew_kl, pass on the rounding of lq and lp: 1e-6 of |x|.
+      oracle.assert_close(got, want, rtol=max(1e-4, 1e-5 / width))
+
+  @parameterized.parameters(
+    ("fit", lambda lq, lp: jnp.exp(lp) * (lp - lq) + jnp.exp(lq)),
+    ("entropy", lambda lq, lp: jnp.exp(lq) * lq - 0.5 * jnp.exp(lp) * lp),
+    ("cross", lambda lq, lp: -2 * jnp.exp(lq) * lp),
+    ("jeffreys", lambda lq, lp: (jnp.exp(lq) - jnp.exp(lp)) * (lq - lp)),
+  )
+  def test_linear_in_the_logs(self, name, phi):
+    self.assertEqual(algebra.linear(tile.Phi(phi)) is None, name == "jeffreys")
+    z, z_t, _, _ = problem(9, 555)
+    want = oracle.loss((z,), (z_t,), phi, temperature=3.0)
+    kw = dict(divergence=phi, temperature=3.0, implementation=plan(rows=8))
+    oracle.assert_close(loss(z, z_t, **kw), want)
 
   @parameterized.named_parameters(
     ("two_arrays", dict(stash=2)),

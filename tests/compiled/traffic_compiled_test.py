@@ -1,0 +1,27 @@
+"""What value_and_grad from logits moves through HBM: bar 4 of issue 3.
+
+Evidence of kind "compiled". Skipped without the compilers. About 35 s.
+"""
+
+from absl.testing import absltest, parameterized
+
+from kernels import report_gpu, report_traffic, tpu_targets
+
+
+class TrafficCompiledTest(parameterized.TestCase):
+  @parameterized.parameters("v5e", "tpu7x", "h100")
+  def test_n_v_b(self, target):
+    is_tpu = target in tpu_targets.TARGETS
+    reason = (tpu_targets if is_tpu else report_gpu).available()
+    if reason is not None:
+      self.skipTest(reason)
+    rows = report_traffic.rows([target], (("forward_kl", True, 2.0),))
+    moved = {r["program"]: r["hbm_nvb"] for r in rows}
+    self.assertLessEqual(moved["kernel"], 1.05 * 3)
+    self.assertLessEqual(moved["xla"], 1.05 * 7)
+    self.assertGreater(moved["plain"], 7.5)  # 10 on v5e, 8 on h100
+    self.assertGreater(moved["optax"], 7.5)  # 14 on v5e, 16 on h100
+
+
+if __name__ == "__main__":
+  absltest.main()
