@@ -34,7 +34,7 @@ from kernels import Head, distill_loss
 NO_TEACHER: dict[str, Any] = dict(
   teacher=None, divergence=divergences.forward_kl, soft_weight=0.0
 )
-# The classes from which on the kernels' loss is faster: docs/performance.md.
+# The classes from which on the kernels' loss is taken: docs/performance.md.
 FUSED_FROM = 32
 OPTIMIZER = ("learning_rate", "weight_decay", "momentum")  # arms' numbers
 

@@ -8,7 +8,6 @@ Each compile happens in a subprocess: the folder must be set before jax is
 imported, and Mosaic GPU may abort. `python -m kernels.report_gpu` is it.
 """
 
-import importlib
 import importlib.util
 import json
 import os
@@ -17,39 +16,15 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from kernels import report_sass
 from kernels.report_sass import TARGETS
+from kernels.stopwatch import stopwatch
 
 SHAPES = tuple((1024, v) for v in (32000, 128256, 151936, 262144))
-DIVERGENCES = {
-  name: f"kernels.report_gpu:{name}"
-  for name in ("forward_kl", "reverse_kl", "jsd")
-}
-
-
-def forward_kl(lq, lp):
-  """KL(p || q)."""
-  import jax.numpy as jnp
-
-  return jnp.exp(lp) * (lp - lq)
-
-
-def reverse_kl(lq, lp):
-  """KL(q || p)."""
-  return forward_kl(lp, lq)
-
-
-def jsd(lq, lp):
-  """Jensen-Shannon divergence, beta = 1/2, in its plain form."""
-  import jax.numpy as jnp
-
-  p, q = jnp.exp(lp), jnp.exp(lq)
-  lm = jnp.log(0.5 * (p + q))
-  return 0.5 * (p * (lp - lm) + q * (lq - lm))
+DIVERGENCES = {name: name for name in ("forward_kl", "reverse_kl", "jsd")}
 
 
 def available() -> str | None:
@@ -155,7 +130,7 @@ def head_rows(
       "v": v,
       "dtype": dtype,
       "divergence": "forward_kl",
-      "phi": DIVERGENCES["forward_kl"],
+      "phi": "forward_kl",
       "hard": False,
       "implementation": implementation,
       "devices": devices,
@@ -247,15 +222,7 @@ def copies(text: str, v: int) -> list[str]:
   return re.findall(rf"= \(?(\w+\[\d+,{v}\])\S* copy(?:-start)?\(", text)
 
 
-def _resolve(phi: str):
-  """Returns the divergence that "module:attribute" or "...(numbers)" names."""
-  module, _, name = phi.partition(":")
-  name, _, arguments = name.rstrip(")").partition("(")
-  fn = getattr(importlib.import_module(module), name)
-  return fn(*map(float, arguments.split(","))) if arguments else fn
-
-
-def _mesh(target: str, devices: int):
+def mesh_of(target: str, devices: int):
   """Returns a mesh of devices that are not here."""
   from jax.experimental import topologies
 
@@ -274,11 +241,11 @@ def _compile(job: dict):
   import jax.numpy as jnp
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from kernels import Head, Logits, distill_loss
+  from kernels import Head, Logits, distill_loss, plain
 
   n, v, none = job["n"], job["v"], PartitionSpec()
-  mesh = _mesh(job["target"], job.get("devices", 1))
-  phi, parallel = _resolve(job["phi"]), job.get("parallel")
+  mesh = mesh_of(job["target"], job.get("devices", 1))
+  phi, parallel = plain.resolve(job["phi"]), job.get("parallel")
 
   def loss(student, teacher, weights, labels):
     return distill_loss(
@@ -340,9 +307,9 @@ def _result(job: dict, folder: pathlib.Path) -> dict:
 
   from kernels import gpu_tile
 
-  start = time.perf_counter()
+  elapsed = stopwatch()
   compiled = _compile(job)
-  seconds = time.perf_counter() - start
+  seconds = elapsed()
   memory, text = compiled.memory_analysis(), compiled.as_text()
   out = {
     **job,

@@ -44,7 +44,7 @@ def _mesh(target: str, devices: int):
   from jax.experimental import topologies
 
   if target not in tpu_targets.TARGETS:
-    return report_gpu._mesh(target, devices)
+    return report_gpu.mesh_of(target, devices)
   for key, value in tpu_targets.MODEL_ENVIRONMENT.items():
     os.environ.setdefault(key, value)
   topology = topologies.get_topology_desc(
@@ -59,13 +59,13 @@ def compile_for(target: str) -> dict:
   import jax.numpy as jnp
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from kernels import Head, distill_loss
+  from kernels import Head, distill_loss, plain
 
   devices, (n, h_s, h_t, v) = SETUPS[target]
   mesh = _mesh(target, devices)
   loss = functools.partial(
     distill_loss,
-    divergence=report_gpu.forward_kl,
+    divergence=plain.forward_kl,
     temperature=2.0,
     vocab_axis="d",
   )

@@ -6,7 +6,6 @@ process of its own, as libtpu reads its flags once and may abort.
 """
 
 import functools
-import importlib
 import json
 import os
 import pathlib
@@ -14,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 import jax
@@ -25,68 +23,18 @@ from kernels import (
   Logits,
   algebra,
   distill_loss,
+  plain,
   tile,
   tpu,
   tpu_targets,
   xla,
 )
+from kernels.stopwatch import stopwatch
 from kernels.tpu_targets import TARGETS
 
 SHAPES = (32000, 128256, 151936, 262144)
 GIB = 1 << 30
 HEADS = (8192, 2048, 4096, 131072)  # N, H_s, H_t, V
-
-
-def forward_kl(lq, lp):
-  return jnp.exp(lp) * (lp - lq)
-
-
-def reverse_kl(lq, lp):
-  return jnp.exp(lq) * (lq - lp)
-
-
-def tvd(lq, lp):
-  return 0.5 * jnp.abs(jnp.exp(lp) - jnp.exp(lq))
-
-
-def jsd(lq, lp):
-  p, q = jnp.exp(lp), jnp.exp(lq)
-  lm = jnp.log(0.5 * (p + q))
-  return 0.5 * (p * (lp - lm) + q * (lq - lm))
-
-
-def skew_kl(lq, lp):
-  p, q = jnp.exp(lp), jnp.exp(lq)
-  return p * (lp - jnp.log(0.1 * p + 0.9 * q))
-
-
-def skew_reverse_kl(lq, lp):
-  return skew_kl(lp, lq)
-
-
-def alpha_divergence(lq, lp):
-  return 4 * (0.5 * jnp.exp(lp) + 0.5 * jnp.exp(lq) - jnp.exp(0.5 * (lp + lq)))
-
-
-PLAIN = {
-  f.__name__: f"kernels.report_tpu:{f.__name__}"
-  for f in (
-    forward_kl, reverse_kl, tvd, jsd, skew_kl, skew_reverse_kl,
-    alpha_divergence,
-  )
-}  # fmt: skip
-
-
-def resolve(path: str):
-  """Returns phi of "module:function" or "module:maker(number)"."""
-  match = re.fullmatch(r"([\w.]+):(\w+)(?:\(([\d.]+)\))?", path)
-  if match is None:
-    raise ValueError(
-      f"divergence: got {path!r}, expected 'module:name(number)'"
-    )
-  module, name, number = match.groups()
-  phi = getattr(importlib.import_module(module), name)
-  return phi if number is None else phi(float(number))
 
 
 # Children: what is compiled, and what the compiled program says of itself.
@@ -96,7 +44,7 @@ def kernel(job: dict) -> dict:
   """Compiles value_and_grad of given logits at a traced temperature."""
   n, v, target = job["n"], job["v"], job["target"]
   gen = tpu.GENERATIONS[target]
-  phi = resolve(job["divergence"])
+  phi = plain.resolve(job["divergence"])
 
   def fn(z, z_t, labels, temperature):
     student, teacher = Logits(z), Logits(z_t)
@@ -109,15 +57,16 @@ def kernel(job: dict) -> dict:
   struct = jax.ShapeDtypeStruct
   z = struct((n, v), jnp.dtype(job["dtype"]))
   shapes = (z, z, struct((n,), jnp.int32), struct((), jnp.float32))
-  begin = time.perf_counter()
+  elapsed = stopwatch()
   step = jax.value_and_grad(fn, has_aux=True)
   compiled = tpu_targets.compile_for(target, step, *shapes)
-  out = dict(compile_s=time.perf_counter() - begin)
+  out = dict(compile_s=elapsed())
   out |= _memory(compiled, (n, v))
   itemsize = z.dtype.itemsize
-  linear = algebra.linear(tile.Phi(phi))
+  traced = tile.Phi(phi)
+  linear = algebra.linear(traced)
   shape = tpu.Kernel(
-    phi, job["hard"], True, False, (), v, True, False, False, linear
+    traced, job["hard"], True, False, (), v, True, False, False, linear
   )
   shape = tpu.fit(shape, gen, v, [itemsize] * 3)
   passes = 7 if shape.block else 3
@@ -133,7 +82,7 @@ def kernel(job: dict) -> dict:
 def heads(job: dict) -> dict:
   """Compiles value_and_grad of forward KL from hidden states."""
   n, h_s, h_t, v = job["shape"]
-  phi = resolve(job["divergence"])
+  phi = plain.resolve(job["divergence"])
 
   def fn(h, w, h_t, w_t):
     student, teacher = Head(h, w), Head(h_t, w_t)
@@ -152,17 +101,17 @@ def heads(job: dict) -> dict:
 
   bf16 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
   shapes = [bf16(s) for s in ((n, h_s), (h_s, v), (n, h_t), (h_t, v))]
-  begin = time.perf_counter()
+  elapsed = stopwatch()
   step = jax.value_and_grad(fn, (0, 1))
   compiled = tpu_targets.compile_for(job["target"], step, *shapes)
-  out = dict(compile_s=time.perf_counter() - begin)
+  out = dict(compile_s=elapsed())
   return out | _memory(compiled, (n, v))
 
 
 def traffic(job: dict) -> dict:
   """Compiles a loop-free XLA program and has XLA count its HBM bytes."""
   n, v = job["n"], job["v"]
-  phi = resolve(job["divergence"])
+  phi = plain.resolve(job["divergence"])
 
   def fn(z, z_t):
     if job["kernel"] == "xla":
@@ -173,10 +122,10 @@ def traffic(job: dict) -> dict:
     return phi(lq, lp).sum(1).mean()
 
   z = jax.ShapeDtypeStruct((n, v), jnp.bfloat16)
-  begin = time.perf_counter()
+  elapsed = stopwatch()
   step = jax.value_and_grad(fn)
   compiled = tpu_targets.compile_for(job["target"], step, z, z)
-  seconds = time.perf_counter() - begin
+  seconds = elapsed()
   cost = compiled.cost_analysis()
   return dict(
     compile_s=seconds,
@@ -300,13 +249,13 @@ def rows(
   Args:
     targets: of TARGETS.
     shapes: V of the logits kernel.
-    divergences: {name: path, see `resolve`}; the plain forms by default.
+    divergences: {name: path, see kernels.plain}; those of it by default.
       Beyond forward KL they are compiled at V = 128256 alone.
     cycle_targets: where cycles are counted, at V = 128256: about 12 s each.
     peers: whether XLA programs are compiled too.
   """
   out = []
-  divergences = divergences or PLAIN
+  divergences = divergences or {name: name for name in plain.NAMES}
   for target in targets:
     base = dict(target=target, dtype="bfloat16", n=256)
     for name, path in divergences.items():
@@ -323,10 +272,10 @@ def rows(
     for name in ("forward_kl", "jsd"):
       for peer in ("xla", "naive"):
         job = base | dict(kernel=peer, job="traffic", v=128256)
-        out.append(row(name, job | dict(divergence=PLAIN[name])))
+        out.append(row(name, job | dict(divergence=name)))
     for peer in ("tpu", "xla", "naive"):
       job = dict(target=target, kernel=peer, job="heads", shape=HEADS)
-      out.append(row("forward_kl", job | dict(divergence=PLAIN["forward_kl"])))
+      out.append(row("forward_kl", job | dict(divergence="forward_kl")))
   return out
 
 

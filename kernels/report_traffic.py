@@ -80,9 +80,9 @@ def program(name: str, target: str, divergence: str, hard: bool, t: float):
   import jax.numpy as jnp
   import optax
 
-  from kernels import Logits, distill_loss, tpu, xla
+  from kernels import Logits, distill_loss, plain, tpu, xla
 
-  phi = getattr(report_gpu, divergence)
+  phi = plain.resolve(divergence)
 
   def ours(z_s, z_t, labels):
     student, teacher = Logits(z_s), Logits(z_t)
@@ -119,7 +119,7 @@ def compile_for(target: str, step, shapes) -> Any:
 
   if target in tpu_targets.TARGETS:
     return tpu_targets.compile_for(target, step, *shapes)
-  mesh = report_gpu._mesh(target, 1)
+  mesh = report_gpu.mesh_of(target, 1)
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   put = functools.partial(jax.ShapeDtypeStruct, sharding=place)
   with jax.set_mesh(mesh):

@@ -17,6 +17,7 @@ MODEL_ENVIRONMENT = {  # read when libtpu loads; keeps it from asking a network
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_WORKER_ID": "0",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_MIN_LOG_LEVEL": "4",  # or it fills /tmp with logs when it aborts
 }
 
 

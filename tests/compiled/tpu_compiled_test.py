@@ -72,7 +72,7 @@ class CompiledTest(parameterized.TestCase):
   @parameterized.parameters(*MAIN)
   def test_memory_from_hidden_states(self, target):
     """Bar 3: at most 1 GiB of temporaries; naive: 8 GiB."""
-    phi = report_tpu.PLAIN["forward_kl"]
+    phi = "forward_kl"
     out = report_tpu.run(
       dict(
         job="heads",
