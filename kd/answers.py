@@ -18,8 +18,7 @@ from typing import Any
 
 import msgspec
 
-# Where an id or a text is longer than this, something else was meant.
-MOST_SAMPLES = 4096
+MOST_SAMPLES = 4096  # of one prompt; with more, something else was meant
 
 
 class Sample(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -81,8 +80,7 @@ def parse(line: bytes) -> Answers:
   except msgspec.ValidationError as error:
     raise ValueError(f"schema: {error}") from error
   except msgspec.DecodeError as error:
-    words = "invalid UTF-8" if "utf-8" in str(error).lower() else "not JSON"
-    raise ValueError(f"{words}: {error}") from error
+    raise ValueError(f"not JSON: {error}") from error
   except RecursionError as error:
     raise ValueError("not JSON: nested too deeply") from error
 

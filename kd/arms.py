@@ -29,7 +29,7 @@ from kd.errors import UserError
 from kd.models import Outputs
 from kd.signals import Signal
 from kd.terms import OBJECTIVES
-from kernels import Head, distill_loss
+from kernels import distill_loss
 
 NO_TEACHER: dict[str, Any] = dict(
   teacher=None, divergence=divergences.forward_kl, soft_weight=0.0
@@ -74,9 +74,8 @@ class Part:
         term = objective.loss(student, signal, **keys)
         total = total + weight * jnp.mean(term)
     if fused:
-      head = Head(student.hidden, student.kernel, student.bias)
       fused = NO_TEACHER | fused
-      total = total + distill_loss(head, **fused)[0]
+      total = total + distill_loss(student.head, **fused)[0]
     return total
 
 

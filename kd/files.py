@@ -26,6 +26,19 @@ def write_json(path: str, value: Any) -> None:
   write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: str, what: str) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: there is none, or it is no JSON; `what` says what was expected.
+  """
+  try:
+    with open(path, encoding="utf-8") as f:
+      return json.load(f)
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path}: no readable {what} ({error})") from error
+
+
 def replace_section(path: str, name: str, body: str) -> None:
   """As kernels.markdown.replace_section.
 

@@ -266,11 +266,7 @@ def read(folder: str) -> Iterator[Answers]:
     UserError: no store; a shard that is missing or damaged, naming it.
   """
   path = os.path.join(folder, "metadata.json")
-  try:
-    with open(path) as f:
-      metadata = json.load(f)
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path}: no readable store ({why(error)})") from error
+  metadata = files.read_json(path, "store")
   if metadata.get("kind") != "answers":
     raise UserError(
       f"{path}: kind = {metadata.get('kind')!r}, expected 'answers'"

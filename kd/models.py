@@ -42,6 +42,11 @@ class Outputs:
     return self.kernel.shape[-1]
 
   @property
+  def head(self) -> Head:
+    """What the kernels compute the logits from."""
+    return Head(self.hidden, self.kernel, self.bias)
+
+  @property
   def logits(self) -> Float[Array, "B V"]:
     return self.hidden @ self.kernel + self.bias
 
@@ -59,8 +64,7 @@ class Outputs:
     if self.num_classes < LARGE_VOCABULARY:
       log_probs = jax.nn.log_softmax(self.logits / temperature)
       return jnp.take_along_axis(log_probs, ids, axis=-1)
-    head = Head(self.hidden, self.kernel, self.bias)
-    first = token_log_probs(head, ids[:, 0], temperature=temperature)
+    first = token_log_probs(self.head, ids[:, 0], temperature=temperature)
     scores = self.logits_at(ids) / temperature
     return scores - scores[:, :1] + first[:, None]
 

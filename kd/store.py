@@ -21,6 +21,7 @@ from array_record.python.array_record_module import (  # ty: ignore
 )
 from grain import sources
 
+from kd import files
 from kd.errors import UserError
 from kd.signals import Dense, Labels, Samples, Signal
 
@@ -81,11 +82,7 @@ def read(folder: str, expected: Mapping[str, Any]) -> Signal:
       key differs, or what is damaged.
   """
   path = os.path.join(folder, "metadata.json")
-  try:
-    with open(path) as f:
-      metadata = json.load(f)
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path}: no readable signal ({error})") from error
+  metadata = files.read_json(path, "signal")
   for key, value in json.loads(json.dumps(expected)).items():
     if metadata.get(key) != value:
       raise UserError(

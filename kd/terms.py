@@ -19,7 +19,7 @@ from kd.errors import UserError
 from kd.models import Outputs
 from kd.schema import Check
 from kd.signals import Signal
-from kernels import Head, Logits
+from kernels import Logits
 
 Keys = Mapping[str, Check]
 Loss = Float[Array, "B"]
@@ -71,7 +71,7 @@ def _soft_fused(
 ) -> dict[str, Any]:
   teacher = signal.dense
   return {
-    "teacher": Head(teacher.hidden, teacher.kernel, teacher.bias)
+    "teacher": teacher.head
     if isinstance(teacher, Outputs)
     else Logits(teacher.logits),
     "divergence": divergences.get(divergence, **parameters),

@@ -20,7 +20,6 @@ import os
 import pathlib
 import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import markdown, peers
+from kernels import child, markdown, peers
 
 SHAPES = "1024,64,64,65536 512,128,256,131072 1024,512,1024,65536"
 
@@ -138,22 +137,9 @@ def in_process(case: dict, timeout: float = 600) -> dict:
   reason = peers.absent(case["variant"])
   if reason:
     return {"error": reason}
-  command = [
-    sys.executable,
-    "-m",
-    "kernels.bench",
-    "--worker",
-    json.dumps(case),
-  ]
-  try:
-    done = subprocess.run(
-      command, capture_output=True, text=True, timeout=timeout
-    )
-  except subprocess.TimeoutExpired:
-    return {"error": f"more than {timeout} s"}
-  if done.returncode:
-    return {"error": done.stderr.strip().splitlines()[-1][:200]}
-  return json.loads(done.stdout.strip().splitlines()[-1])
+  arguments = ("kernels.bench", "--worker", json.dumps(case))
+  found, error = child.run(*arguments, limit_s=timeout)
+  return {"error": error} if error else found[-1]
 
 
 def table(results: list[dict]) -> str:

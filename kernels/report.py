@@ -21,6 +21,7 @@ import pathlib
 import sys
 
 from kernels import (
+  markdown,
   report_gpu,
   report_parallel,
   report_tpu,
@@ -33,14 +34,13 @@ GPUS = ("h100", "b200")
 
 def table(rows: list[dict]) -> str:
   """Returns the rows as a Markdown table."""
-  head = (
-    "target | kernel | divergence | labels | shape | compiles | VMEM MiB |"
-    " temporaries MiB | beyond MiB | hbm NVb | spills | bundles | bound |"
-    " compile s"
+  header = (
+    *("target", "kernel", "divergence", "labels", "shape", "compiles"),
+    *("VMEM MiB", "temporaries MiB", "beyond MiB", "hbm NVb", "spills"),
+    *("bundles", "bound", "compile s"),
   )
-  lines = [f"| {head} |", "|" + "---|" * len(head.split("|"))]
-  for r in rows:
-    cells = [
+  lines = [
+    [
       r["target"],
       r["kernel"],
       r["name"],
@@ -50,14 +50,15 @@ def table(rows: list[dict]) -> str:
       _mib(r.get("vmem_bytes")),
       _mib(r.get("temp_bytes")),
       _mib(r.get("beyond_bytes")),
-      _number(r.get("hbm_nvb") if r["kernel"] == "tpu" else None, 2),
+      _number(r.get("hbm_nvb"), 2),
       _number(r.get("spills"), 0),
       _number(r.get("bundles"), 2),
       _number(r.get("bundles_floor"), 2),
       _number(r.get("compile_s"), 1),
     ]
-    lines.append("| " + " | ".join(cells) + " |")
-  return "\n".join(lines)
+    for r in rows
+  ]
+  return markdown.table(header, lines)
 
 
 def _number(x, digits: int) -> str:

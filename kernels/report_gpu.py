@@ -10,16 +10,14 @@ imported, and Mosaic GPU may abort. `python -m kernels.report_gpu` is it.
 
 import importlib.util
 import json
-import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from kernels import report_sass
+from kernels import child, markdown, report_sass
 from kernels.report_sass import TARGETS
 from kernels.stopwatch import stopwatch
 
@@ -97,12 +95,11 @@ def table(rows: list[dict]) -> str:
     "registers", "spill_bytes", "smem_bytes", "temp_bytes", "hbm_nvb",
     "slots_per_pair", "slots_at_floor", "seconds",
   )  # fmt: skip
-  lines = ["| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]
+  lines = []
   for row in rows:
     cells = [str(row.get(key, "")) for key in keys]
-    error = "" if row["compiles"] else f" {row['error']}"
-    lines.append("| " + " | ".join(cells) + " |" + error)
-  return "\n".join(lines)
+    lines.append(cells if row["compiles"] else [*cells, row["error"]])
+  return markdown.table(keys, lines)
 
 
 def head_rows(
@@ -156,35 +153,21 @@ def compile_jobs(jobs: list[dict], limit_s: float = 120) -> list[dict]:
 
 
 def _subprocess(jobs, limit_s: float) -> tuple[list[dict], str]:
-  """Returns the results of the jobs that came through, and stderr's end."""
+  """Returns the results of the jobs that came through, and why no more."""
   with tempfile.TemporaryDirectory() as folder:
-    env = {
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "MOSAIC_GPU_DUMP_PTXAS": "1",
-      "MOSAIC_GPU_DUMP_PTX": "1",
-      "MOSAIC_GPU_DUMP_TO": folder,
-      "PYTHONPATH": os.pathsep.join(
-        [str(TARGETS.parents[1]), os.environ.get("PYTHONPATH", "")]
-      ),
-    }
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)  # a hit would dump nothing
-    command = [sys.executable, "-m", "kernels.report_gpu", folder]
-    try:
-      process = subprocess.run(
-        command,
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=limit_s,
-        check=False,
-      )
-      stdout, error = process.stdout, process.stderr[-500:]
-    except subprocess.TimeoutExpired as e:
-      stdout, error = (e.stdout or b"").decode(), f"more than {limit_s} s"
-  lines = [s for s in stdout.splitlines() if s.startswith('{"kind"')]
-  return [json.loads(line) for line in lines], error
+    return child.run(
+      "kernels.report_gpu",
+      folder,
+      environment={
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",  # a hit would dump nothing
+        "MOSAIC_GPU_DUMP_PTXAS": "1",
+        "MOSAIC_GPU_DUMP_PTX": "1",
+        "MOSAIC_GPU_DUMP_TO": folder,
+      },
+      stdin=json.dumps(jobs),
+      limit_s=limit_s,
+    )
 
 
 def read_dump(folder: pathlib.Path, target: str) -> dict:

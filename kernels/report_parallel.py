@@ -6,13 +6,11 @@ over a TPU v5e 2x2 or eight H100 that are not here. Evidence of kind "compiled".
 
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 from typing import Any
 
-from kernels import report_gpu, tpu_targets
+from kernels import child, markdown, report_gpu, tpu_targets
 from kernels.report_traffic import ENVIRONMENT
 
 # Target -> (devices, (N, H_s, H_t, V)).
@@ -41,16 +39,11 @@ def collectives(text: str) -> list[tuple[str, list[str], bool]]:
 def _mesh(target: str, devices: int):
   import jax
   import numpy as np
-  from jax.experimental import topologies
 
   if target not in tpu_targets.TARGETS:
     return report_gpu.mesh_of(target, devices)
-  for key, value in tpu_targets.MODEL_ENVIRONMENT.items():
-    os.environ.setdefault(key, value)
-  topology = topologies.get_topology_desc(
-    platform="tpu", topology_name=tpu_targets.TARGETS[target].topology
-  )
-  return jax.sharding.Mesh(np.array(topology.devices), ("d",))
+  devices_there = tpu_targets.topology(target).devices
+  return jax.sharding.Mesh(np.array(devices_there), ("d",))
 
 
 def compile_for(target: str) -> dict:
@@ -102,31 +95,21 @@ def compile_for(target: str) -> dict:
 
 def row(target: str, limit_s: float = 180) -> dict:
   """Returns `compile_for` of a target from a process, or {"error": ...}."""
-  command = [sys.executable, "-m", "kernels.report_parallel", target]
-  environment = dict(os.environ, **ENVIRONMENT)
-  done = subprocess.run(
-    command,
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=limit_s,
-    check=False,
-  )
-  lines = [x for x in done.stdout.splitlines() if x.startswith("{")]
-  if lines:
-    return json.loads(lines[-1])
-  error = (done.stderr.splitlines() or ["no output"])[-1][:300]
-  return dict(target=target, error=error)
+  arguments = ("kernels.report_parallel", target)
+  found, error = child.run(*arguments, environment=ENVIRONMENT, limit_s=limit_s)
+  return found[-1] if found else dict(target=target, error=error)
 
 
 def table(rows: list[dict]) -> str:
   """Returns the rows as a Markdown table."""
-  lines = ["| target | devices | N, H_s, H_t, V | temporaries MiB |"]
-  lines[0] += " reductions of dh | other collectives |"
-  lines.append("|---" * 6 + "|")
+  header = (
+    *("target", "devices", "N, H_s, H_t, V", "temporaries MiB"),
+    *("reductions of dh", "other collectives"),
+  )
+  lines = []
   for r in rows:
     if "error" in r:
-      lines.append(f"| {r['target']} | {r['error']} |")
+      lines.append([r["target"], r["error"]])
       continue
     of_dh = len(r["dh_reductions"])
     cells = [
@@ -137,8 +120,8 @@ def table(rows: list[dict]) -> str:
       of_dh,
       len(r["collectives"]) - of_dh,
     ]
-    lines.append("| " + " | ".join(map(str, cells)) + " |")
-  return "\n".join(lines)
+    lines.append(list(map(str, cells)))
+  return markdown.table(header, lines)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ process of its own, as libtpu reads its flags once and may abort.
 
 import functools
 import json
-import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 from typing import Any
@@ -22,8 +20,10 @@ from kernels import (
   Head,
   Logits,
   algebra,
+  child,
   distill_loss,
   plain,
+  report_gpu,
   tile,
   tpu,
   tpu_targets,
@@ -34,6 +34,7 @@ from kernels.tpu_targets import TARGETS
 
 SHAPES = (32000, 128256, 151936, 262144)
 GIB = 1 << 30
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
 HEADS = (8192, 2048, 4096, 131072)  # N, H_s, H_t, V
 
 
@@ -108,32 +109,6 @@ def heads(job: dict) -> dict:
   return out | _memory(compiled, (n, v))
 
 
-def traffic(job: dict) -> dict:
-  """Compiles a loop-free XLA program and has XLA count its HBM bytes."""
-  n, v = job["n"], job["v"]
-  phi = plain.resolve(job["divergence"])
-
-  def fn(z, z_t):
-    if job["kernel"] == "xla":
-      plan = xla.ACCELERATOR
-      kw: dict[str, Any] = dict(divergence=phi, implementation=plan)
-      return distill_loss(Logits(z), Logits(z_t), **kw)[0]
-    lq, lp = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (z, z_t))
-    return phi(lq, lp).sum(1).mean()
-
-  z = jax.ShapeDtypeStruct((n, v), jnp.bfloat16)
-  elapsed = stopwatch()
-  step = jax.value_and_grad(fn)
-  compiled = tpu_targets.compile_for(job["target"], step, z, z)
-  seconds = elapsed()
-  cost = compiled.cost_analysis()
-  return dict(
-    compile_s=seconds,
-    hbm_nvb=cost["bytes accessed"] / (n * v * 2),
-    **_memory(compiled, (n, v)),
-  )
-
-
 def _memory(compiled, shape) -> dict:
   memory = compiled.memory_analysis()
   beyond = (
@@ -144,17 +119,11 @@ def _memory(compiled, shape) -> dict:
   return dict(
     temp_bytes=memory.temp_size_in_bytes,
     beyond_bytes=beyond,
-    copies=wide_copies(compiled.as_text(), shape[1]),
+    copies=report_gpu.copies(compiled.as_text(), shape[1]),
   )
 
 
-def wide_copies(text: str, v: int) -> list[str]:
-  """Returns the copies of anything with V columns in a compiled text."""
-  pattern = rf"= \(?(\w+\[\d+,{v}\])\S* (copy|copy-start)\("
-  return [" ".join(m) for m in re.findall(pattern, text)]
-
-
-JOBS = {"kernel": kernel, "heads": heads, "traffic": traffic}
+JOBS = {"kernel": kernel, "heads": heads}
 
 
 # The parent.
@@ -162,30 +131,11 @@ JOBS = {"kernel": kernel, "heads": heads, "traffic": traffic}
 
 def run(job: dict, flags: str = "", limit_s: float = 180) -> dict:
   """Runs a job in a process; returns its results, or {"error": ...}."""
-  environment = dict(os.environ, JAX_PLATFORMS="cpu", LIBTPU_INIT_ARGS=flags)
-  environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
-  environment["TPU_MIN_LOG_LEVEL"] = "3"
-  command = [sys.executable, "-m", "kernels.report_tpu", json.dumps(job)]
-  # libtpu logs what its profile cannot do: three files of up to 900 MB.
-  with tempfile.TemporaryDirectory() as logs:
-    environment["TPU_LOG_DIR"] = logs
-    try:
-      done = subprocess.run(
-        command, env=environment, capture_output=True, text=True,
-        timeout=limit_s,
-      )  # fmt: skip
-    except subprocess.TimeoutExpired:
-      return {"error": f"more than {limit_s:.0f} s"}
-  lines = [x for x in done.stdout.splitlines() if x.startswith("{")]
-  if lines:
-    return json.loads(lines[-1])
+  environment = {**ENVIRONMENT, "LIBTPU_INIT_ARGS": flags}
+  arguments = ("kernels.report_tpu", json.dumps(job))
+  found, error = child.run(*arguments, environment=environment, limit_s=limit_s)
   # libtpu's profile of some fusions aborts the process after the kernel's own.
-  return {"error": _reason(done.stderr)}
-
-
-def _reason(text: str) -> str:
-  errors = [x for x in text.splitlines() if "Error" in x or "RESOURCE" in x]
-  return (errors or text.splitlines() or ["no output"])[-1][:300]
+  return found[-1] if found else {"error": error}
 
 
 def static(job: dict) -> dict:
@@ -269,10 +219,6 @@ def rows(
           out.append(row(name, job, main and target in cycle_targets))
     if not peers:
       continue
-    for name in ("forward_kl", "jsd"):
-      for peer in ("xla", "naive"):
-        job = base | dict(kernel=peer, job="traffic", v=128256)
-        out.append(row(name, job | dict(divergence=name)))
     for peer in ("tpu", "xla", "naive"):
       job = dict(target=target, kernel=peer, job="heads", shape=HEADS)
       out.append(row("forward_kl", job | dict(divergence="forward_kl")))

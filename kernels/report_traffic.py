@@ -15,21 +15,14 @@ of the second sweep in float32, whether or not one lax.reduce takes both sums.
 
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from kernels import report_gpu, tpu_targets
+from kernels import child, markdown, report_gpu, tpu_targets
 
-# libtpu would leave logs in /tmp: hundreds of MB, when it aborts.
-ENVIRONMENT = {
-  "JAX_PLATFORMS": "cpu",
-  "LIBTPU_INIT_ARGS": "",
-  "TPU_MIN_LOG_LEVEL": "4",
-}
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": ""}
 N, V = 2048, 128256
 PROGRAMS = ("kernel", "xla", "plain", "optax")
 CASES = (  # divergence, labels, T
@@ -156,39 +149,32 @@ def rows(targets: Sequence[str], cases=CASES, limit_s: float = 300) -> list:
   """
   out = []
   for target in targets:
-    command = [sys.executable, "-m", "kernels.report_traffic"]
-    done = subprocess.run(
-      [*command, json.dumps([target, cases])],
-      env=dict(os.environ, **ENVIRONMENT),
-      capture_output=True,
-      text=True,
-      timeout=limit_s,
-      check=False,
+    found, error = child.run(
+      "kernels.report_traffic",
+      json.dumps([target, cases]),
+      environment=ENVIRONMENT,
+      limit_s=limit_s,
     )
-    lines = [x for x in done.stdout.splitlines() if x.startswith("{")]
-    out += [json.loads(line) for line in lines]
-    if done.returncode:
-      error = (done.stderr.splitlines() or ["no output"])[-1][:300]
-      out.append(dict(target=target, error=error))
+    out += found + ([dict(target=target, error=error)] if error else [])
   return out
 
 
 def table(rows: list[dict]) -> str:
   """Returns the rows as a Markdown table, programs side by side."""
-  lines = ["| target | loss | " + " | ".join(PROGRAMS) + " |"]
-  lines.append("|---" * (len(PROGRAMS) + 2) + "|")
+  lines = []
   found: dict[tuple, dict] = {}
   for r in rows:
     if "error" in r:
-      lines.append(f"| {r['target']} | {r['error']} |")
+      lines.append([r["target"], r["error"]])
       continue
     loss = r["divergence"] + (" and labels" if r["hard"] else "")
     key = (r["target"], f"{loss}, T = {r['temperature']:g}")
     found.setdefault(key, {})[r["program"]] = f"{r['hbm_nvb']:.2f}"
-  for key, cells in found.items():
-    cells = [*key, *(cells.get(p, "") for p in PROGRAMS)]
-    lines.append("| " + " | ".join(cells) + " |")
-  return "\n".join(lines)
+  lines += [
+    [*key, *(cells.get(p, "") for p in PROGRAMS)]
+    for key, cells in found.items()
+  ]
+  return markdown.table(("target", "loss", *PROGRAMS), lines)
 
 
 if __name__ == "__main__":

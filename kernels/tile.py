@@ -199,6 +199,14 @@ def gradient(u, q, total, soft_scale, softmax, onehot, hard_scale):
   return dz
 
 
+def frexp(s):
+  """Returns (f, k), float32, with s = f 2^k and f around 1: 0.707 to 1.414."""
+  f, k = jnp.frexp(s)
+  k = k.astype(jnp.float32)
+  small = f < 0.70710678
+  return jnp.where(small, 2 * f, f), jnp.where(small, k - 1, k)
+
+
 def split_log(s):
   """Returns (hi, lo) with hi + lo = log(s) to 2e-8, hi a rounded float32.
 
@@ -206,10 +214,7 @@ def split_log(s):
   row, so it adds U times itself to D: 1e-3 of D at T = 20. `lo` corrects it.
   With s = f 2^k, log s = k ln 2 + log f, and k times 0x1.62ep-1 is exact.
   """
-  f, k = jnp.frexp(s)
-  k = k.astype(jnp.float32)
-  small = f < 0.70710678
-  f, k = jnp.where(small, 2 * f, f), jnp.where(small, k - 1, k)
+  f, k = frexp(s)
   exact = k * 0.693145751953125
   rest = jnp.log(f) + k * 1.42860682030941723212e-6
   hi = exact + rest

@@ -60,14 +60,18 @@ def available() -> str | None:
   return None
 
 
-def sharding(name: str) -> jax.sharding.Sharding:
-  """Returns the sharding of arrays on one device of a target."""
+def topology(name: str):
+  """Returns the devices of a target's topology, as jax describes them."""
   for key, value in MODEL_ENVIRONMENT.items():
     os.environ.setdefault(key, value)
-  topology = topologies.get_topology_desc(
+  return topologies.get_topology_desc(
     platform="tpu", topology_name=TARGETS[name].topology
   )
-  return jax.sharding.SingleDeviceSharding(topology.devices[0])
+
+
+def sharding(name: str) -> jax.sharding.Sharding:
+  """Returns the sharding of arrays on one device of a target."""
+  return jax.sharding.SingleDeviceSharding(topology(name).devices[0])
 
 
 def compile_for(name: str, fn, *shapes, donate=()):
