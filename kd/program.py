@@ -181,11 +181,9 @@ def _losses(group: Group, outputs, signal):
   """Returns each arm's loss [A], and its gradient in the model's outputs."""
 
   def score(part, outputs):
-    def mean(outputs, numbers):
-      return part.loss(outputs, signal, numbers)
-
+    fn = lambda outputs, numbers: part.loss(outputs, signal, numbers)
     numbers = _drop_axis(group, part.numbers)
-    return _each_arm(jax.value_and_grad(mean), group)(outputs, numbers)
+    return _each_arm(jax.value_and_grad(fn), group)(outputs, numbers)
 
   if len(group.parts) == 1:
     return score(group.parts[0], outputs)
@@ -244,56 +242,68 @@ def _validate(graphdef, setup, state, inputs, labels, step):
   }
 
 
+def _bundles(groups: Sequence[Group], setup: Setup) -> list[list[int]]:
+  """Returns which groups take their steps together where runs go one by one.
+
+  Each by itself, so that its weights and moments stay in cache; but those that
+  ask the same live teacher together, so that it answers once for all of them.
+  """
+  bundles: dict[str | int, list[int]] = {}
+  for i, group in enumerate(groups):
+    name = feed.transfer_of(group.signal)
+    key = name if setup.transfers[name].live else i
+    bundles.setdefault(key, []).append(i)
+  return list(bundles.values())
+
+
 def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
   """Returns the compiled program: (state, seeds, xs, start, resident) ->
-  (state, logs), with `xs` the batches of kd.feed, [S, steps, ...].
-
-  One by one, a run's steps are all taken before the next run's, so that its
-  weights and moments stay in cache.
-  """
-  graphdefs = {id(g): define(g.student, setup.task)[0] for g in groups}
+  (state, logs), with `xs` the batches of kd.feed, [S, steps, ...]."""
+  every = [list(range(len(groups)))]
+  bundles = _bundles(groups, setup) if one_by_one else every
+  graphdefs = [define(g.student, setup.task)[0] for g in groups]
+  names = [feed.transfer_of(g.signal) for g in groups]
   teachers = {
     name: define(transfer.live.model, setup.task)[0]
     for name, transfer in setup.transfers.items()
     if transfer.live
   }
 
-  def train(groups, state, stream, steps, xs, resident):
-    """Scans over the steps, a few groups side by side."""
+  def batch(name, placed, x, key):
+    transfer = setup.transfers[name]
+    inputs, signal = feed.gather(placed, x)
+    inputs = inputs.astype(jnp.float32) * setup.task.scale
+    if transfer.jitter:
+      inputs = jitter(key, inputs, transfer.jitter)
+    if transfer.live:
+      ask = functools.partial(_ask, teachers[name], placed["teacher"])
+      draws = jax.random.fold_in(key, 1)
+      signal = ask(transfer.live, inputs, signal, draws)
+    return inputs, signal
 
-    def batch(name, x, key):
-      transfer = setup.transfers[name]
-      inputs, signal = feed.gather(resident[name], x)
-      inputs = inputs.astype(jnp.float32) * setup.task.scale
-      if transfer.jitter:
-        inputs = jitter(key, inputs, transfer.jitter)
-      if transfer.live:
-        teacher = resident[name]["teacher"]
-        signal = _ask(teachers[name], teacher, transfer.live, inputs, signal,
-                      jax.random.fold_in(key, 1))  # fmt: skip
-      return inputs, signal
+  def train(bundle, state, stream, steps, xs, resident):
+    """Scans over the steps, a bundle of groups side by side."""
+    members = [groups[i] for i in bundle]
 
     def body(state, item):
       step, x = item
       drop, look = jax.random.split(jax.random.fold_in(stream, step))
-      batches = {name: batch(name, x[name], look) for name in x}
+      batches = {k: batch(k, resident[k], x[k], look) for k in x}
       out = [
-        _step(graphdefs[id(g)], g, setup, st, batches[name], drop, step)
-        for g, name, st in zip(groups, names, state, strict=True)
+        _step(graphdefs[i], groups[i], setup, st, batches[names[i]], drop, step)
+        for i, st in zip(bundle, state, strict=True)
       ]
       return tuple(st for st, _ in out), tuple(log for _, log in out)
 
-    names = [feed.transfer_of(g.signal) for g in groups]
-    xs = {name: xs[name] for name in names}
-    state = tuple(map(_drop_axis, groups, state))
+    xs = {names[i]: xs[names[i]] for i in bundle}
+    state = tuple(map(_drop_axis, members, state))
     state, logs = jax.lax.scan(body, state, (steps, xs))
-    state = tuple(map(_restore_axis, groups, state))
+    state = tuple(map(_restore_axis, members, state))
     logs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), logs)
-    return state, tuple(map(_restore_axis, groups, logs))  # [A, steps]
+    return state, tuple(map(_restore_axis, members, logs))  # [A, steps]
 
-  def validate(group, state, logs, step, resident):
-    look = functools.partial(_validate, graphdefs[id(group)], setup)
-    examples = resident["validation"]
+  def validate(i, state, logs, step, examples):
+    look = functools.partial(_validate, graphdefs[i], setup)
     state, seen = jax.vmap(lambda st: look(st, *examples, step))(state)
     return state, logs | seen
 
@@ -301,17 +311,14 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
     stream = jax.random.fold_in(jax.random.key(seed), 1)
     length = jax.tree.leaves(xs)[0].shape[0]
     steps = start + jnp.arange(length, dtype=jnp.int32)
-    shared = (stream, steps, xs, resident)
-    if one_by_one:
-      pairs = zip(groups, state, strict=True)
-      out = [train([g], (st,), *shared) for g, st in pairs]
-      state, logs = (sum(parts, ()) for parts in zip(*out, strict=True))
-    else:
-      state, logs = train(groups, state, *shared)
-    out = [
-      validate(*of_group, start + length, resident)
-      for of_group in zip(groups, state, logs, strict=True)
-    ]
+    done = {}
+    for bundle in bundles:
+      own = tuple(state[i] for i in bundle)
+      trained = train(bundle, own, stream, steps, xs, resident)
+      for i, *of_group in zip(bundle, *trained, strict=True):
+        examples = resident["validation"]
+        done[i] = validate(i, *of_group, start + length, examples)
+    out = [done[i] for i in range(len(groups))]
     return tuple(st for st, _ in out), tuple(log for _, log in out)
 
   def every_seed(state, seeds, xs, start, resident):

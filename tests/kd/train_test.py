@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import chex
 import jax
@@ -82,9 +83,9 @@ FEW = {name: ARMS[name] for name in ("soft", "warm")}
 class LiveTest(absltest.TestCase):
   """A teacher inside the step."""
 
-  def fit(self, arm_configs, seed, steps=10):
+  def fit(self, arm_configs, seed, steps=10, runs="auto"):
     """Trains students of the teacher's own kind; returns {arm: losses}."""
-    resolved = small.settings(arm_configs, steps=steps)
+    resolved = small.settings(arm_configs, steps=steps, train={"runs": runs})
     task = data.load(resolved["task"])
     params, rest = apply.define(small.TEACHER, task)[1](program.init_key(seed))
     weights = {"params": params, "rest": rest}
@@ -129,6 +130,19 @@ class LiveTest(absltest.TestCase):
     )
     self.assertLess(losses["live"].max(), 1e-6)
     self.assertGreater(losses["stored"][0], 1e-2)
+
+  def test_it_answers_once_for_all_arms_however_they_are_run(self):
+    arm = {**small.SOFT, "signal": {"live": True}}
+    arms = {"one": arm, "two": {**arm, "temperature": 2.0}, "still": small.SOFT}
+    losses = {}
+    for runs in ("vmap", "map"):
+      with mock.patch.object(program, "_ask", wraps=program._ask) as ask:
+        losses[runs] = self.fit(arms, seed=5, runs=runs)
+      self.assertEqual(ask.call_count, 1)  # traced into one scan
+    for name in arms:
+      np.testing.assert_allclose(
+        losses["map"][name], losses["vmap"][name], rtol=1e-5
+      )
 
   def test_samples_are_drawn_anew_at_each_step(self):
     arm = {**small.RANK, "signal": {"live": True}}
