@@ -82,9 +82,10 @@ def near_duplicates(similarity: float, ngram: int) -> Step:
   index = _Near(similarity, ngram)
 
   def holds(answers: Answers) -> bool:
-    if index.has(answers.prompt):
+    made = index.of(answers.prompt)
+    if index.has(made):
       return False
-    index.add(answers.key, answers.prompt)
+    index.add(answers.key, made)
     return True
 
   return _keep_if(holds)
@@ -94,8 +95,8 @@ def leakage(similarity: float, ngram: int, evaluation: Sequence[str]) -> Step:
   """Drops prompts that are, or nearly are, examples of the evaluation."""
   index = _Near(similarity, ngram)
   for i, text in enumerate(evaluation):
-    index.add(str(i), text)
-  return _keep_if(lambda answers: not index.has(answers.prompt))
+    index.add(str(i), index.of(text))
+  return _keep_if(lambda answers: not index.has(index.of(answers.prompt)))
 
 
 class _Near:
@@ -108,7 +109,7 @@ class _Near:
     self._index = datasketch.MinHashLSH(threshold=similarity, num_perm=128)
     self._ngram = ngram
 
-  def _of(self, text: str):
+  def of(self, text: str):
     text = " ".join(text.casefold().split())
     last = max(1, len(text) - self._ngram + 1)
     grams = {text[i : i + self._ngram].encode() for i in range(last)}
@@ -116,12 +117,11 @@ class _Near:
     made.update_batch(sorted(grams))
     return made
 
-  def has(self, text: str) -> bool:
-    return bool(self._index.query(self._of(text)))
+  def has(self, made) -> bool:
+    return bool(self._index.query(made))
 
-  def add(self, key: str, text: str) -> None:
-    if key not in self._index:
-      self._index.insert(key, self._of(text))
+  def add(self, key: str, made) -> None:
+    self._index.insert(key, made)
 
 
 def agreement(low: float) -> Step:
