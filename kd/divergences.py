@@ -11,11 +11,11 @@ finite: where a KL is infinite, its value here is of the order 1e30.
 
 Accuracy. Written naively, terms of order p x, with x = lq - lp, leave rounding
 errors of order 1e-7 in a sum of order x^2. Below |x| = 0.5, differences q - p
-and logs of mixtures therefore come from series in x (with neither log1p, expm1
-nor a division by an array, which Mosaic GPU cannot lower or differentiate).
-Where x enters as strongly as that (jsd about 1/2, skew_kl of a small alpha), a
-shorter series below 1/8 does, and slopes, of first order, are given in closed
-form: in a kernel, a fifth of the operations (`_mixture`).
+and logs of mixtures therefore come from series in x (kd.series), with neither
+log1p, expm1 nor a division by an array, which Mosaic GPU cannot lower or
+differentiate. Where x enters as strongly as that (jsd about 1/2, skew_kl of a
+small alpha), shorter series do, below 1/4 and 1/8, and slopes, of first order,
+are given in closed form: in a kernel, a fifth of the operations.
 That leaves the rounding of lq and lp themselves. A phi of first order in x
 passes it on, and `centred(phi)` removes it for normalised p and q. Forward and
 reverse KL keep the plain form p (lp - lq) all the same: the Bregman form
@@ -34,13 +34,23 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from kd.series import (
+  FLOOR,
+  cumulants,
+  difference,
+  expm1_over,
+  floored,
+  horner,
+  is_near,
+  log_mean_ratio,
+  log_mixture,
+  log_ratio,
+  mixture,
+  near_ratio,
+)
+
 Divergence = Callable[[Float[Array, "..."], Float[Array, "..."]], Array]
 Parameter = float | Float[Array, ""]
-
-_FLOOR = -1e30  # finite, and with room for T^2 below overflow
-_NEAR = 0.5  # |x| below which the series are used
-_NEARER = 0.125  # the same, of the short ones
-_LEAST = 1e-28  # the least probability of a mixture: its log is finite
 
 
 def forward_kl(
@@ -55,7 +65,7 @@ def forward_kl(
   >>> print(f"{forward_kl(jnp.log(q), jnp.log(p)).sum():.4f}")
   0.1438
   """
-  return jnp.exp(lp) * (_floored(lp) - _floored(lq))
+  return jnp.exp(lp) * (floored(lp) - floored(lq))
 
 
 def reverse_kl(
@@ -130,13 +140,13 @@ def jsd(beta: Parameter) -> Divergence:
   logs = _log(beta), _log(w)
 
   def phi(lq, lp):
-    x, near, x_near = _log_ratio(lq, lp)
+    x, near, x_near = log_ratio(lq, lp)
     p, q = jnp.exp(lp), jnp.exp(lq)
     # Both terms are second order in x: nothing of first order has to cancel.
     mean = beta * p + w * q
-    series = beta * w * x_near * _difference(lq, lp)
-    series = series - mean * _log_mean_ratio(x_near, w)
-    lm_lp, lm_lq = _log_mixture(x, *logs)
+    series = beta * w * x_near * difference(lq, lp)
+    series = series - mean * log_mean_ratio(x_near, w)
+    lm_lp, lm_lq = log_mixture(x, *logs)
     return jnp.where(near, series, -(beta * p * lm_lp + w * q * lm_lq))
 
   return phi
@@ -145,17 +155,17 @@ def jsd(beta: Parameter) -> Divergence:
 def _middle_jsd(beta: float) -> Divergence:
   w = 1 - beta
   # phi = m (x K' - K), K(x) = log(beta + w e^x), near x = 0.
-  series = [(n + 1) * k for n, k in enumerate(_cumulants(w)[1:])]
+  series = [(n + 1) * k for n, k in enumerate(cumulants(w)[1:])]
 
   def value(lq, lp):
-    q, p, m, lq_lm, lp_lm = _mixture(beta, lq, lp)
+    q, p, m, lq_lm, lp_lm = mixture(beta, lq, lp)
     far = beta * (p * lp_lm) + w * (q * lq_lm)
-    x, near = _near(lq, lp, 0.25)
-    poly = _horner(series, x, near=0.25)
+    x, near = near_ratio(lq, lp, 0.25)
+    poly = horner(series, x, near=0.25)
     return jnp.where(near, m * (x * x) * poly, far)
 
   def slopes(lq, lp):
-    q, p, _, lq_lm, lp_lm = _mixture(beta, lq, lp)
+    q, p, _, lq_lm, lp_lm = mixture(beta, lq, lp)
     return w * (q * lq_lm), beta * (p * lp_lm)
 
   return _with_slopes(value, slopes)
@@ -187,9 +197,9 @@ def skew_kl(alpha: Parameter) -> Divergence:
   logs = _log(alpha), _log(w)
 
   def phi(lq, lp):
-    x, near, x_near = _log_ratio(lq, lp)
-    series = w * x_near + _log_mean_ratio(x_near, w)
-    lm_lp, _ = _log_mixture(x, *logs)
+    x, near, x_near = log_ratio(lq, lp)
+    series = w * x_near + log_mean_ratio(x_near, w)
+    lm_lp, _ = log_mixture(x, *logs)
     return -jnp.exp(lp) * jnp.where(near, series, lm_lp)
 
   return phi
@@ -197,13 +207,13 @@ def skew_kl(alpha: Parameter) -> Divergence:
 
 def _little_skew_kl(alpha: float) -> Divergence:
   w = 1 - alpha
-  cumulants = _cumulants(w)
+  kappa = cumulants(w)
 
   def parts(lq, lp):
     """Returns q, p and log(p / m)."""
-    q, p, _, _, lp_lm = _mixture(alpha, lq, lp)
-    x, near = _near(lq, lp)
-    return q, p, jnp.where(near, -x * _horner(cumulants, x, 1), lp_lm)
+    q, p, _, _, lp_lm = mixture(alpha, lq, lp)
+    x, near = near_ratio(lq, lp)
+    return q, p, jnp.where(near, -x * horner(kappa, x, 1), lp_lm)
 
   def value(lq, lp):
     _, p, lp_lm = parts(lq, lp)
@@ -275,25 +285,25 @@ def alpha_divergence(alpha: Parameter) -> Divergence:
   per_a = 1 / _select(a > 1e-30, a, 1.0)
 
   def phi(lq, lp):
-    lq, lp = _floored(lq), _floored(lp)
+    lq, lp = floored(lq), floored(lp)
     lq, lp = _select(flip, lp, lq), _select(flip, lq, lp)
     q, x = jnp.exp(lq), lq - lp
     ax = a * x
-    near = _is_near(ax)
+    near = is_near(ax)
     # (q - p^a q^(1-a)) / a, whose limit at a = 0 is q x.
     slope = jnp.where(
       near,
-      q * x * _expm1_over(jnp.where(near, -ax, 0.0)),
+      q * x * expm1_over(jnp.where(near, -ax, 0.0)),
       (q - jnp.exp(lq - ax)) * per_a,
     )
-    return (slope - _difference(lq, lp)) / (1 - a)
+    return (slope - difference(lq, lp)) / (1 - a)
 
   return phi
 
 
 def _hellinger(lq, lp):
   """Returns 2 (sqrt q - sqrt p)^2, which loses nothing near q = p."""
-  d = jnp.exp(0.5 * _floored(lq)) - jnp.exp(0.5 * _floored(lp))
+  d = jnp.exp(0.5 * floored(lq)) - jnp.exp(0.5 * floored(lp))
   return 2 * (d * d)
 
 
@@ -326,7 +336,7 @@ def centred(phi: Divergence, slope: Parameter | None = None) -> Divergence:
       zero, one = jnp.float32(0), jnp.float32(1)
       _, c = jax.jvp(lambda at: phi(at, zero), (zero,), (one,))
       c = jnp.where(jnp.isfinite(c), c, 0.0)
-    return phi(lq, lp) - c * _difference(lq, lp)
+    return phi(lq, lp) - c * difference(lq, lp)
 
   return centred_phi
 
@@ -407,79 +417,8 @@ def _select(condition, if_true, if_false):
 def _log(w):
   """Returns log w, floored, of a parameter."""
   if isinstance(w, float):
-    return math.log(w) if w > 0 else _FLOOR
-  return jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1.0)), _FLOOR)
-
-
-def _floored(log_prob):
-  # Not max: its derivative is 1/2 at the floor. NaN passes through.
-  return jnp.where(log_prob < _FLOOR, _FLOOR, log_prob)
-
-
-def _is_near(x):
-  return (x < _NEAR) & (x > -_NEAR)
-
-
-def _expm1_over(x):
-  """Returns (e^x - 1) / x for |x| < 1/2, within 2e-8."""
-  return _series(x, 2)
-
-
-def _expm1_less(x):
-  """Returns e^x - 1 - x for |x| < 1/2, within 1e-8 of itself."""
-  return 0.5 * x * x * _series(x, 3)
-
-
-def _series(x, first, last=8):
-  """Returns 1 + x / first (1 + x / (first + 1) (1 + ...))."""
-  y = 1 + x * (1 / last)
-  for k in range(last - 1, first - 1, -1):
-    y = 1 + x * (1 / k) * y
-  return y
-
-
-def _log_ratio(lq, lp):
-  """Returns x = lq - lp, whether it is small, and x where it is, else 0."""
-  x = _floored(lq) - _floored(lp)
-  near = _is_near(x)
-  return x, near, jnp.where(near, x, 0.0)
-
-
-def _difference(lq, lp):
-  """Returns q - p, to float32's relative accuracy also near q = p."""
-  _, near, x = _log_ratio(lq, lp)
-  p = jnp.exp(lp)
-  return jnp.where(near, p * x * _expm1_over(x), jnp.exp(lq) - p)
-
-
-def _log_mean_ratio(x, w):
-  """Returns log of arithmetic over geometric mean of p and q, |x| < 1/2.
-
-  log(((1 - w) p + w q) / (p^(1 - w) q^w)), second order in x: log(1 + r) with
-  r = (1 - w) h(-w x) + w h((1 - w) x), h(y) = e^y - 1 - y, 0 <= r < 1/30.
-  """
-  return _log1p_small(
-    (1 - w) * _expm1_less(-w * x) + w * _expm1_less((1 - w) * x)
-  )
-
-
-def _log1p_small(r):
-  """Returns log(1 + r) for 0 <= r <= 1/20, within 1e-7 of itself."""
-  return r * (1 - r * (1 / 2 - r * (1 / 3 - r * (1 / 4 - r * (1 / 5)))))
-
-
-def _log_mixture(x, log_v, log_w):
-  """Returns (log m - lp, log m - lq) for m = v p + w q, v + w = 1."""
-  # log(v + w e^x), from its larger term.
-  a, b = log_v, log_w + x
-  q_larger = b > a
-  high, low = jnp.where(q_larger, b, a), jnp.where(q_larger, a, b)
-  ratio = jnp.exp(low - high)  # small where w is, and 1 + ratio would round it
-  small = ratio < 0.05
-  series = _log1p_small(jnp.where(small, ratio, 0.0))
-  rest = jnp.where(small, series, jnp.log(1 + ratio))
-  # The second is not the first less x: an x of 1e8 would swallow log w.
-  return high + rest, jnp.where(q_larger, log_w, log_v - x) + rest
+    return math.log(w) if w > 0 else FLOOR
+  return jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1.0)), FLOOR)
 
 
 def _with_slopes(value, slopes):
@@ -497,42 +436,3 @@ def _with_slopes(value, slopes):
 
   phi.defjvp(rule, symbolic_zeros=True)
   return phi
-
-
-def _mixture(v: float, lq, lp):
-  """Returns q, p, m = v p + (1 - v) q, lq - log m, lp - log m."""
-  lq, lp = _floored(lq), _floored(lp)
-  q, p = jnp.exp(lq), jnp.exp(lp)
-  m = v * p + (1 - v) * q
-  lm = jnp.log(jnp.maximum(m, _LEAST))
-  return q, p, m, lq - lm, lp - lm
-
-
-def _near(lq, lp, near=_NEARER):
-  """Returns x = lq - lp, clipped to +-near, and whether it was within."""
-  x = _floored(lq) - _floored(lp)
-  clipped = jnp.maximum(jnp.minimum(x, near), -near)
-  return clipped, clipped == x
-
-
-def _cumulants(w: float) -> list[float]:
-  """Returns k_n / n!, n = 1 to 6, of a Bernoulli variable with mean w.
-
-  log(1 - w + w e^x) = sum k_n x^n / n!.
-  """
-  s, d = w * (1 - w), 1 - 2 * w
-  k5, k6 = s * d * (1 - 12 * s), s * (1 - 30 * s + 120 * s * s)
-  return [w, s / 2, s * d / 6, s * (1 - 6 * s) / 24, k5 / 120, k6 / 720]
-
-
-def _horner(c, x, second=0, near=_NEARER):
-  """Returns sum c_i x^i for |x| <= near.
-
-  What is 4e-6 of D or less is left out, c[second] being what makes up D.
-  """
-  size = lambda i: abs(c[i]) * near**i
-  orders = [i for i in range(len(c)) if size(i) > 4e-6 * size(second)]
-  y, at = c[orders[-1]], orders[-1]
-  for i in reversed(orders[:-1]):
-    y, at = c[i] + math.prod([x] * (at - i)) * y, i
-  return y

@@ -21,8 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels import algebra, gemm, scan, tile, xla
-from kernels.tpu_kernel import STATE, phased, resident
+from kernels.tpu_kernel import resident
 from kernels.tpu_parts import LANES, LN2, LOW, OUT, Kernel, padded
+from kernels.tpu_phases import STATE, phased
 
 f32 = jnp.float32
 MIB = 1 << 20
@@ -40,12 +41,13 @@ class Generation:
       of a step that is written out at once. Long steps hide latency, short
       parts keep values in registers.
     busy: the same of sweep 1 where phi is linear, so that it does most.
+    gemms: whether XLA's GEMMs of a head cost copies of it (kernels.gemm).
 
-  Source of both: compiled for v5e, bundles per 1,024 pairs and spills. Sweep 1
-  of forward KL with labels: (64, 4) 5.4 and 71, (32, 4) 5.1 and 19, (32, 2) 4.9
-  and 0. Sweep 2 of a JSD: (64, 4) 6.3 and 65, (32, 4) 6.7 and 18, (16, 2) 7.3
-  and 1, (128, 2) 6.9 and 212. Sweep 3: (128, 16) 1.0 and 32, (128, 8) 1.0 and
-  37, (128, 4) 1.1 and 0. The other generations take the same.
+  Source of steps and busy: compiled for v5e, bundles per 1,024 pairs and
+  spills. Sweep 1 of forward KL with labels: (64, 4) 5.4 and 71, (32, 4) 5.1 and
+  19, (32, 2) 4.9 and 0. Sweep 2 of a JSD: (64, 4) 6.3 and 65, (32, 4) 6.7 and
+  18, (16, 2) 7.3 and 1, (128, 2) 6.9 and 212. Sweep 3: (128, 16) 1.0 and 32,
+  (128, 8) 1.0 and 37, (128, 4) 1.1 and 0. The other generations take the same.
   """
 
   vmem: int
@@ -160,8 +162,7 @@ def call(kernel: Kernel, scalars, info, logits, dtype, alias: bool, interpret):
   if kernel.grad:
     out_specs.append(pl.BlockSpec((rows, width), write))
     out_shape.append(struct((n, v), dtype))
-  scratch = []
-  scratch += [pltpu.VMEM((rows, width), f32)] * kernel.arrays
+  scratch = [pltpu.VMEM((rows, width), f32)] * kernel.arrays
   if kernel.block:
     scratch.append(pltpu.VMEM((len(STATE), rows, LANES), f32))
   itemsizes = [x.dtype.itemsize for x in logits]
@@ -273,10 +274,7 @@ def excess(s, log2_s):
 
   As `tile.split_log`: log2 s = k + log2 f, and log2_s - k is exact.
   """
-  f, k = jnp.frexp(s)
-  k = k.astype(f32)
-  small = f < 0.70710678
-  f, k = jnp.where(small, 2 * f, f), jnp.where(small, k - 1, k)
+  f, k = tile.frexp(s)
   return LN2 * (jnp.log2(f) - (log2_s - k))
 
 
