@@ -12,7 +12,9 @@ rubric's criterion has one judge's number, or several judges' in a list.
 """
 
 import hashlib
+import json
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +67,21 @@ class Answers(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 _DECODE = msgspec.json.Decoder(Answers).decode
+
+
+def is_store(path: str) -> bool:
+  """Whether a folder is a store of kd.ingest."""
+  try:
+    with open(os.path.join(path, "metadata.json"), encoding="utf-8") as f:
+      return json.load(f).get("kind") == "answers"
+  except (OSError, ValueError):
+    return False
+
+
+def is_file(path: str) -> bool:
+  """Whether a path names a file that kd.ingest reads, there or not."""
+  plain = path.removesuffix(".gz").removesuffix(".zst")
+  return plain.endswith((".jsonl", ".json")) or path.endswith(".parquet")
 
 
 def parse(line: bytes) -> Answers:

@@ -103,12 +103,15 @@ class Group:
     return tuple(name for part in self.parts for name in part.names)
 
 
-def group(arms: Mapping[str, Mapping], num_classes: int) -> list[Group]:
+def group(
+  arms: Mapping[str, Mapping], num_classes: int, black_box: bool = False
+) -> list[Group]:
   """Checks every arm's keys and gathers the arms that can train together.
 
   Args:
     arms: of `kd.schema.resolve`.
     num_classes: V of the task.
+    black_box: whether the teacher leaves sampled answers alone.
 
   Raises:
     UserError: an unknown objective, model or key; a value out of range.
@@ -116,7 +119,10 @@ def group(arms: Mapping[str, Mapping], num_classes: int) -> list[Group]:
   entries = []
   for name, arm in arms.items():
     models.check(f"arms.{name}.student", arm["student"])
-    entries.append((name, arm, _terms(f"arms.{name}", arm, num_classes)))
+    terms = _terms(f"arms.{name}", arm, num_classes)
+    for term, static, _ in terms:
+      _check_reads(f"arms.{name}", term, static, black_box)
+    entries.append((name, arm, terms))
   groups = []
   for together in _gather(entries, _trains_with):
     parts = [_part(members) for members in _gather(together, _loss_of)]
@@ -203,6 +209,26 @@ def _terms(path, arm, num_classes):
   return [
     _term(f"{path}.{name}", name, own[name], arm, num_classes) for name in names
   ]
+
+
+def _check_reads(path, name, static, black_box: bool) -> None:
+  """Refuses what this kind of teacher does not leave."""
+  if black_box and OBJECTIVES[name].reads == "logits":
+    known = [k for k, v in OBJECTIVES.items() if v.reads != "logits"]
+    raise UserError(
+      f"{path}: {name!r} needs the teacher's logits, and a black box leaves "
+      f"sampled answers alone; expected one of {', '.join(known)}"
+    )
+  if not black_box and OBJECTIVES[name].reads == "rejected":
+    raise UserError(
+      f"{path}: {name!r} needs rejected alternatives, which only a black box "
+      "leaves (teacher.path, teacher.black_box)"
+    )
+  if not black_box and static.get("scores") == "scores":
+    raise UserError(
+      f"{path}.scores = 'scores': only a black box gives scores; expected "
+      "'votes' or 'log_probs'"
+    )
 
 
 def _term(path, name, keys, arm, num_classes):

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kd import schema
+from kd import filters, schema
 from kd.errors import UserError
 
 
@@ -50,7 +50,8 @@ def defaults() -> ConfigDict:
       "seed": 0,  # the first
       "baseline": "hard",
       "task": {
-        "name": "digits",  # any TFDS name
+        "name": "digits",  # any TFDS name, or prompts
+        "path": "",  # the file of labelled prompts, of the task `prompts`
         "data_dir": "",  # "" is TFDS's own default
         "seed": 0,  # of the split
         "train": "train[:60%]",
@@ -62,13 +63,22 @@ def defaults() -> ConfigDict:
         "resident_mib": 1024.0,
       },
       "teacher": {
-        "path": "",  # the teacher/ folder of an earlier study
+        # The teacher/ folder of an earlier study; or what a black box answered:
+        # JSONL or Parquet (kd.answers), or a store of kd.ingest.
+        "path": "",
+        "black_box": False,  # only sampled answers, as text, leave the teacher
+        "extract": "",  # regular expression; its group 1 is the answer
+        "max_bad": 0.02,  # of a black box's lines
         "seed": 0,
         "fraction": 1.0,  # of the train split, its first rows
         "select": "last",  # or best, on validation
         "train": dict(train, jitter=0),  # pixels
       },
+      "filters": {},  # chains by name (kd.filters), for signal.filter
       "signal": {
+        "filter": "",  # the name of a chain; "" keeps everything
+        "rank_by": "score",  # what a black box's scores are; logprob, rubric
+        "rubric": {},  # weights by criterion, where rank_by is rubric
         "pool": "train",  # or rest: what the teacher didn't see
         "labelled": False,  # whether arms may see the true labels
         "live": False,  # the teacher answers inside the step, not beforehand
@@ -114,6 +124,10 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
     if key not in tree:
       raise UserError(f"{key} is missing from the config")
     schema.check_section(key, tree[key], rules)
+  for name, chain in tree["filters"].items():
+    filters.check(
+      f"filters.{name}", chain, schema.is_black_box(tree["teacher"])
+    )
   schema.check_student("student", tree["student"])
   if not tree["arms"]:
     raise UserError("arms is empty: expected at least one arm")
@@ -181,7 +195,7 @@ def _put(node, path, value) -> None:
 def _short(value) -> str:
   if isinstance(value, tuple | list):
     return "x".join(map(_short, value)) or "none"
-  return f"{value:g}" if isinstance(value, float) else str(value)
+  return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
 def _merge(name: str, arm: dict, tree: Mapping) -> dict[str, Any]:
@@ -205,9 +219,29 @@ def _merge(name: str, arm: dict, tree: Mapping) -> dict[str, Any]:
     base = {} if section == "student" and "name" in own else tree[section]
     merged[section] = {**base, **own}
     schema.check_section(path, merged[section], schema.SECTIONS[section])
+  _check_filter(f"arms.{name}.signal", merged["signal"], tree)
   schema.check_student(f"arms.{name}.student", merged["student"])
   schema.check_optimizer(f"arms.{name}.train", merged["train"])
   return merged
+
+
+def _check_filter(path: str, section: Mapping, tree: Mapping) -> None:
+  name = section["filter"]
+  if name and name not in tree["filters"]:
+    raise UserError(
+      f"{path}.filter = {name!r}: expected '' or one of the filters "
+      f"{', '.join(tree['filters']) or '(the config has none)'}"
+    )
+  if section["live"] and (name or schema.is_black_box(tree["teacher"])):
+    raise UserError(
+      f"{path}.live = True: a signal that is filtered, or a black box's, is "
+      "stored; expected False"
+    )
+  if section["rank_by"] == "rubric" and not section["rubric"]:
+    raise UserError(
+      f"{path}.rubric is empty: signal.rank_by = 'rubric' needs weights by "
+      "criterion"
+    )
 
 
 def _baseline(key, target, family, name, swept, variants) -> str | None:

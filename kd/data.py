@@ -33,6 +33,7 @@ PARALLEL = 10_000  # records from which decoding is worth grain's 1 s of import
 SAMPLE = 1024  # inputs of each split that the fingerprint reads
 DEFAULTS: dict[str, Any] = {
   "data_dir": "",
+  "path": "",
   "seed": 0,
   "image_size": 0,
   "text_features": 4096,
@@ -75,6 +76,17 @@ class Split:
 
   def __len__(self) -> int:
     return len(self._row_of)
+
+  @property
+  def form(self) -> features.Form:
+    """What a record becomes."""
+    return self._form
+
+  def texts(self) -> list[str]:
+    """Returns the inputs of a task of texts, as they were written."""
+    key = self._form.input_key
+    raw = (self._example(i, True)[key] for i in range(len(self)))
+    return [x.decode() if isinstance(x, bytes) else str(x) for x in raw]
 
   def _example(self, position: int, decode: bool) -> Mapping[str, Any]:
     """Reads one record, and decodes its input or leaves it as stored."""
@@ -213,7 +225,8 @@ def load(task: Mapping[str, Any]) -> Task:
   Args:
     task: `name`, `train`, `validation`, `test` (TFDS slice notation), and
       optionally `data_dir`, `seed`, `image_size` (pixels; 0 keeps the size),
-      `text_features`, `resident` ("auto", True, False), `resident_mib`.
+      `text_features`, `resident` ("auto", True, False), `resident_mib`; and
+      `path`, where `name` is "prompts" (kd.prompts).
 
   Raises:
     UserError: naming the key to change.
@@ -233,6 +246,15 @@ def load(task: Mapping[str, Any]) -> Task:
     )
   for part in PARTS:
     slices.parse(f"task.{part}", task[part])
+  if task["name"] == "prompts":
+    from kd import prompts  # whose splits are made of this module's
+
+    return prompts.load(task)
+  if task["path"]:
+    raise UserError(
+      f"task.path = {task['path']!r}: expected '', since the task is "
+      f"{task['name']!r} and not 'prompts'"
+    )
   builder = _builder(task)
   form = features.form(builder.info, task)
   builder = _prepare(builder, task)
@@ -264,7 +286,7 @@ def load(task: Mapping[str, Any]) -> Task:
     class_names=tuple(label.names),
     input_shape=form.shape,
     scale=form.scale,
-    resident=_resident(task, form, splits),
+    resident=is_resident(task, form, splits),
     slices=(*(task[part] for part in PARTS), f"seed {task['seed']}"),
     **splits,
   )
@@ -354,7 +376,7 @@ def _split(
   )
 
 
-def _resident(
+def is_resident(
   task: Mapping[str, Any], form: features.Form, splits: Mapping[str, Split]
 ) -> bool:
   """Decides whether the inputs stay on the device, and logs why."""

@@ -21,9 +21,12 @@ RECALLS_UP_TO = 100  # classes; with more, a recall for each is left out
 SHIFTS = np.round(np.arange(-15.0, 15.05, 0.1), 1)  # nats
 
 
-def metric_names(num_classes: int, shift: bool) -> list[str]:
+def metric_names(
+  num_classes: int, shift: bool, black_box: bool = False
+) -> list[str]:
   """Returns the metrics that a study has, of which one is primary."""
-  names = ["accuracy", "nll", "ece", "brier", "agreement", "kl_to_teacher"]
+  names = ["accuracy", "nll", "ece", "brier", "agreement"]
+  names += [] if black_box else ["kl_to_teacher"]
   recalls = num_classes if num_classes <= RECALLS_UP_TO else 0
   every = [*names, *(f"recall_{c}" for c in range(recalls))]
   best = [f"{name}_best" for name in names]
@@ -47,12 +50,16 @@ def logits_of(
 def scores(
   logits: Float[Array, "N V"],
   labels: Int[Array, "N"],
-  teacher: Float[Array, "N V"] | None,
+  teacher: Float[Array, "N V"] | Int[Array, "N"] | None,
   *,
   bins: int,
   num_classes: int,
 ) -> dict[str, Array]:
-  """Returns the metrics of one run, by name; nats, or fractions in [0, 1]."""
+  """Returns the metrics of one run, by name; nats, or fractions in [0, 1].
+
+  `teacher` is its logits; or its answers, -1 where there is none, and then
+  agreement is over those it gave.
+  """
   probs = jax.nn.softmax(logits)
   values = {
     "accuracy": metrics.accuracy(logits, labels),
@@ -60,7 +67,10 @@ def scores(
     "ece": metrics.ece(probs, labels, bins),
     "brier": metrics.brier(probs, labels),
   }
-  if teacher is not None:
+  if teacher is not None and teacher.ndim == 1:
+    right = (teacher >= 0) & (jnp.argmax(logits, -1) == teacher)
+    values["agreement"] = jnp.sum(right) / jnp.sum(teacher >= 0)
+  elif teacher is not None:
     values["agreement"] = metrics.agreement(logits, teacher)
     values["kl_to_teacher"] = metrics.kl_to_teacher(logits, teacher)
   if num_classes <= RECALLS_UP_TO:
@@ -123,7 +133,7 @@ def arm(
   group: Group,
   state: Mapping[str, Any],
   task: data.Task,
-  teacher_logits: np.ndarray,
+  said: np.ndarray | None,
   *,
   batch: int,
   bins: int,
@@ -135,7 +145,7 @@ def arm(
     group: that holds the arm, for its student.
     state: the arm's, from kd.train.fit.
     task: its test split is scored, its validation split serves choices.
-    teacher_logits: on the test split.
+    said: the teacher's logits or answers on the test split, as in `scores`.
     batch: examples in one forward pass.
     bins: of the calibration error.
     shift_classes: whose biases are shifted for the metrics "_shifted".
@@ -149,7 +159,7 @@ def arm(
   score = functools.partial(
     scores,
     labels=labels,
-    teacher=teacher_logits,
+    teacher=said,
     bins=bins,
     num_classes=task.num_classes,
   )
@@ -193,6 +203,18 @@ def teacher(
     {k: _number(v) for k, v in values.items()},
     reliability(logits, labels, bins),
   )
+
+
+def black_box(
+  answers: np.ndarray, labels: np.ndarray
+) -> dict[str, float | None]:
+  """Scores a black box's answers, -1 where it was not asked: accuracy over
+  those it gave, and coverage, their share of the test examples."""
+  known = answers >= 0
+  scored: dict[str, float | None] = {"coverage": float(known.mean())}
+  if known.any():
+    scored["accuracy"] = float(np.mean(answers[known] == labels[known]))
+  return scored
 
 
 def _number(value) -> float | None:

@@ -32,6 +32,7 @@ class Form:
     pack: stacks n inputs to an array [n, *shape].
     encoded: whether `pack` takes the bytes of an image file, not what TFDS
       decodes from them: TFDS leaves grey images among coloured ones.
+    text: whether inputs are texts.
   """
 
   input_key: str
@@ -41,6 +42,7 @@ class Form:
   scale: float
   pack: Callable[[Sequence[Any]], np.ndarray]
   encoded: bool = False
+  text: bool = False
 
 
 def form(info: Any, task: Mapping[str, Any]) -> Form:
@@ -70,8 +72,7 @@ def form(info: Any, task: Mapping[str, Any]) -> Form:
   if isinstance(feature, tfds.features.Image):
     return Form(*keys, *_image_form(feature, where, task["image_size"]))
   if isinstance(feature, tfds.features.Text) and feature.shape == ():
-    width = task["text_features"]
-    return Form(*keys, (width,), np.float32, 1.0, _TextPacker(width))
+    return text_form(*keys, task["text_features"])
   numeric = isinstance(feature, tfds.features.Tensor) and np.issubdtype(
     feature.np_dtype, np.number
   )
@@ -82,6 +83,12 @@ def form(info: Any, task: Mapping[str, Any]) -> Form:
     f"{where}: its input {keys[0]!r} is {' '.join(repr(feature).split())}; "
     "accepted: an Image, a Text, or a numeric Tensor of fixed shape"
   )
+
+
+def text_form(input_key: str, label_key: str, width: int) -> Form:
+  """Returns the form of texts, which become `width` hashed counts."""
+  pack = _TextPacker(width)
+  return Form(input_key, label_key, (width,), np.float32, 1.0, pack, text=True)
 
 
 def _image_form(feature: Any, where: str, size: int) -> tuple[Any, ...]:

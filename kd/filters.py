@@ -1,14 +1,16 @@
-"""Clean a black-box teacher's answers before they become a signal.
+"""Clean what a teacher leaves before it becomes a signal.
 
-A filter looks at one example (kd.answers) and keeps it, drops some of its
-samples, or drops it; an example without samples is dropped. A config names
-filters in their order, each with its own keys:
+A filter looks at one example of a black box (kd.answers) and keeps it, drops
+some of its samples, or drops it; an example without samples is dropped. Some
+filters also know what to keep of a teacher's distributions (`rows`). A config
+names chains of filters, each with its own keys, and an arm names its chain:
 
-    filters = (dict(name="refusals"), dict(name="agreement", low=0.6))
+    config.filters.clean = (dict(name="refusals"), dict(name="margin", low=0.2))
+    config.arms.soft.signal.filter = "clean"
 
-`run` applies them to a stream and leaves a funnel: what came in, what went out
-and a few ids of what each removed. Filters are pure: what they need to remember
-(what was seen already) is made anew by each `run`.
+`run` and `keep` leave a funnel: what came in, what went out and a few examples
+of what each filter removed. Filters are pure: what they need to remember (what
+was seen already) is made anew by each run.
 """
 
 import dataclasses
@@ -18,13 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from kd import schema, targets
 from kd.answers import Answers, Sample
 from kd.errors import UserError
 from kd.schema import Check
 
-SHOWN = 5  # ids that the funnel keeps of what a filter removed
+SHOWN = 3  # examples that the funnel keeps of what a filter removed
+TEXT = 80  # characters of each
 Step = Callable[[Answers], Answers | None]
 REFUSALS = (
   r"^\s*(i('m| am) )?sorry\b",
@@ -36,12 +40,20 @@ REFUSALS = (
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-  """make(**keys) returns a fresh step; `keys` are its config keys, `usual`
-  their values where a config says nothing."""
+  """How a filter is made.
+
+  Attributes:
+    make: (**keys) -> a fresh step.
+    keys: its config keys.
+    usual: their values where a config says nothing.
+    rows: (probs [N, V], truth [N], **keys) -> which of a teacher's
+      distributions to keep; None for a filter that looks at texts.
+  """
 
   make: Callable[..., Step]
   keys: Mapping[str, Check] = dataclasses.field(default_factory=dict)
   usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  rows: Callable[..., np.ndarray] | None = None
 
 
 def _keep_if(holds: Callable[[Answers], bool]) -> Step:
@@ -203,52 +215,60 @@ def rubric(low: float, weights: Mapping[str, float], conflict: float) -> Step:
   return _samples_if(holds)
 
 
-def _are_weights(value) -> bool:
-  return isinstance(value, Mapping) and bool(value) and min(value.values()) > 0
+def _sure(probs, truth, *, low: float) -> np.ndarray:
+  del truth
+  return probs.max(-1) >= low
 
 
-def _is_regex(value) -> bool:
-  try:
-    re.compile(value)
-  except (re.error, TypeError):
-    return False
-  return True
+def _leads(probs, truth, *, low: float) -> np.ndarray:
+  del truth
+  second, first = np.partition(probs, (-2, -1))[:, -2:].T
+  return first - second >= low
+
+
+def _uncertain(probs, truth, *, low: float, high: float) -> np.ndarray:
+  del truth
+  logs = np.log(np.where(probs > 0, probs, 1.0))
+  nats = -np.sum(probs * logs, -1)
+  return (low <= nats) & (nats <= high)
+
+
+def _right(probs, truth) -> np.ndarray:
+  return (truth < 0) | (probs.argmax(-1) == truth)
 
 
 SHARE = schema.number(low=0, high=1)
 PART = schema.number(above=0, high=1)
-REGEX = Check("a regular expression", _is_regex)
 NEAR: dict[str, Check] = {"similarity": PART, "ngram": schema.integer(1)}
-WEIGHTS = Check("a section of weights > 0 by criterion", _are_weights)
+WEIGHTS = Check(
+  "a section of weights > 0 by criterion",
+  lambda v: bool(v) and schema.WEIGHTS.accepts(v),
+)
+REGEXES = Check(
+  "a tuple of regular expressions",
+  lambda v: isinstance(v, tuple | list) and all(map(schema.REGEX.accepts, v)),
+)
 FILTERS: dict[str, Filter] = {
   "exact_duplicates": Filter(exact_duplicates),
   "near_duplicates": Filter(
     near_duplicates, NEAR, {"similarity": 0.8, "ngram": 5}
   ),
   "leakage": Filter(leakage, NEAR, {"similarity": 0.8, "ngram": 5}),
-  "agreement": Filter(agreement, {"low": SHARE}),
-  "margin": Filter(margin, {"low": SHARE}),
+  "agreement": Filter(agreement, {"low": SHARE}, rows=_sure),
+  "margin": Filter(margin, {"low": SHARE}, rows=_leads),
   "entropy": Filter(
     entropy,
     {"low": schema.number(low=0), "high": schema.number(low=0)},
     {"low": 0.0},
+    _uncertain,
   ),
-  "confidence": Filter(confidence, {"low": PART}),
+  "confidence": Filter(confidence, {"low": PART}, rows=_sure),
   "length": Filter(
     length, {"low": schema.integer(0), "high": schema.integer(0)}, {"low": 1}
   ),
-  "pattern": Filter(pattern, {"regex": REGEX}),
-  "refusals": Filter(
-    refusals,
-    {
-      "patterns": Check(
-        "a tuple of regular expressions",
-        lambda v: isinstance(v, tuple | list) and all(map(_is_regex, v)),
-      )
-    },
-    {"patterns": REFUSALS},
-  ),
-  "verified": Filter(verified),
+  "pattern": Filter(pattern, {"regex": schema.REGEX}),
+  "refusals": Filter(refusals, {"patterns": REGEXES}, {"patterns": REFUSALS}),
+  "verified": Filter(verified, rows=_right),
   "rubric": Filter(
     rubric,
     {
@@ -261,8 +281,13 @@ FILTERS: dict[str, Filter] = {
 }
 
 
-def check(path: str, filters: Sequence[Mapping[str, Any]]) -> None:
-  """Raises UserError unless the sections name filters, with their keys."""
+def check(
+  path: str, filters: Sequence[Mapping[str, Any]], black_box: bool = True
+) -> None:
+  """Raises UserError unless the sections name filters, with their keys, that
+  know what to do with texts (`black_box`) or with distributions."""
+  if not isinstance(filters, tuple | list):
+    raise UserError(f"{path} = {filters!r}: expected a tuple of sections")
   for i, section in enumerate(filters):
     at = f"{path}[{i}]"
     if not isinstance(section, Mapping):
@@ -275,6 +300,13 @@ def check(path: str, filters: Sequence[Mapping[str, Any]]) -> None:
     found = FILTERS[name]
     given = {k: v for k, v in section.items() if k != "name"}
     schema.check_keys(at, {**found.usual, **given}, found.keys)
+    if not black_box and found.rows is None:
+      known = [name for name, f in FILTERS.items() if f.rows is not None]
+      raise UserError(
+        f"{at}.name = {name!r}: looks at texts, and this study's teacher "
+        f"leaves distributions; expected one of {', '.join(known)}, or a black "
+        "box"
+      )
 
 
 def run(
@@ -292,35 +324,86 @@ def run(
   Returns:
     (what is kept, funnel). The funnel, one entry for each filter, fills as the
     stream is read: {"step", "in", "out", "samples_in", "samples_out",
-    "removed": a few ids}.
+    "removed": a few examples}.
   """
   steps, funnel = [], []
   for section in filters:
-    found = FILTERS[section["name"]]
-    keys = {k: v for k, v in section.items() if k != "name"}
-    keys = {**found.usual, **keys}
+    keys = _keys(section)
     if section["name"] == "leakage":
       keys["evaluation"] = evaluation
-    steps.append(found.make(**keys))
-    counts = dict.fromkeys(("in", "out", "samples_in", "samples_out"), 0)
-    funnel.append({"step": section["name"], **counts, "removed": []})
+    steps.append(FILTERS[section["name"]].make(**keys))
+    funnel.append(entry(section["name"]))
 
   def kept() -> Iterator[Answers]:
     for example in examples:
       current: Answers | None = example
-      for step, entry in zip(steps, funnel, strict=True):
-        entry["in"] += 1
-        entry["samples_in"] += len(current.samples)
-        after = step(current)
-        if after is None:
-          if len(entry["removed"]) < SHOWN:
-            entry["removed"].append(current.id)
-          current = None
+      for step, counts in zip(steps, funnel, strict=True):
+        current = apply(step, current, counts)
+        if current is None:
           break
-        current = after
-        entry["out"] += 1
-        entry["samples_out"] += len(current.samples)
       if current is not None:
         yield current
 
   return kept(), funnel
+
+
+def entry(name: str) -> dict[str, Any]:
+  """Returns a funnel's entry before anything has come in."""
+  counts = dict.fromkeys(("in", "out", "samples_in", "samples_out"), 0)
+  return {"step": name, **counts, "removed": []}
+
+
+def apply(
+  step: Step, example: Answers, counts: dict[str, Any]
+) -> Answers | None:
+  """Applies one step and counts what it did."""
+  after = step(example)
+  counts["in"] += 1
+  counts["samples_in"] += len(example.samples)
+  counts["out"] += after is not None
+  counts["samples_out"] += len(after.samples) if after else 0
+  if after is None and len(counts["removed"]) < SHOWN:
+    texts = [s.text[:TEXT] for s in example.samples[:SHOWN]]
+    prompt = " ".join(example.prompt.split())[:TEXT]
+    shown = {"id": example.id, "prompt": prompt, "samples": texts}
+    counts["removed"].append(shown)
+  return after
+
+
+def keep(
+  probs: np.ndarray,
+  truth: np.ndarray,
+  names: Sequence[str],
+  filters: Sequence[Mapping[str, Any]],
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+  """Applies filters to a teacher's distributions.
+
+  Args:
+    probs: float [N, V].
+    truth: int [N], -1 where it is not known.
+    names: of the V classes, for the funnel.
+    filters: checked sections of a config.
+
+  Returns:
+    (which rows are kept, bool [N]; funnel).
+  """
+  kept, funnel = np.ones(len(probs), bool), []
+  for section in filters:
+    rows = FILTERS[section["name"]].rows
+    assert rows is not None  # `check`
+    after = kept & rows(probs, truth, **_keys(section))
+    counts = entry(section["name"])
+    for side, mask in (("in", kept), ("out", after)):
+      counts[side] = counts[f"samples_{side}"] = int(mask.sum())
+    for row in np.flatnonzero(kept & ~after)[:SHOWN].tolist():
+      top = int(probs[row].argmax())
+      said = f"{names[top]} ({probs[row, top]:.2f})"
+      counts["removed"].append({"id": f"row {row}", "samples": [said]})
+    funnel.append(counts)
+    kept = after
+  return kept, funnel
+
+
+def _keys(section: Mapping[str, Any]) -> dict[str, Any]:
+  keys = {k: v for k, v in section.items() if k != "name"}
+  return {**FILTERS[section["name"]].usual, **keys}

@@ -144,7 +144,7 @@ class _Shards:
       self._writer = None
 
 
-def _crc32(path: str) -> int:
+def crc32(path: str) -> int:
   """Returns the CRC-32 of a file's bytes."""
   crc = 0
   with open(path, "rb") as f:
@@ -206,7 +206,9 @@ def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
         if read % 100_000 == 0:
           rate = read / (time.monotonic() - began)
           logging.info("%s: %d lines, %.0f lines/s", path, read, rate)
-      sources_read.append({"path": path, "lines": read, "bad": bad})
+      sources_read.append(
+        {"path": path, "lines": read, "bad": bad, "crc32": crc32(path)}
+      )
     shards.close()
   total = sum(s["lines"] for s in sources_read)
   bad = sum(kinds.values())
@@ -226,7 +228,7 @@ def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
     "reasons": dict(kinds.most_common()),
     "sources": sources_read,
     "shards": shards.names,
-    "crc32": [_crc32(os.path.join(scratch, name)) for name in shards.names],
+    "crc32": [crc32(os.path.join(scratch, name)) for name in shards.names],
   }
   files.write_json(os.path.join(scratch, "metadata.json"), metadata)
   os.replace(scratch, out)
@@ -259,6 +261,24 @@ def _reject(path: str, line: Line, reason: str) -> str:
   return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
+def fingerprint(folder: str) -> str:
+  """Hashes the answers of a store, whatever files they came from."""
+  metadata = files.read_json(os.path.join(folder, "metadata.json"), "store")
+  text = json.dumps([metadata["examples"], metadata["crc32"]])
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_source(folder: str, path: str) -> None:
+  """Raises UserError where a file has changed since a store was made of it."""
+  metadata = files.read_json(os.path.join(folder, "metadata.json"), "store")
+  made_of = [s["crc32"] for s in metadata["sources"]]
+  if made_of != [crc := crc32(path)]:
+    raise UserError(
+      f"{folder}: made of another file than {path} (CRC-32 {made_of}, now "
+      f"{crc}); choose another --workdir"
+    )
+
+
 def read(folder: str) -> Iterator[Answers]:
   """Reads a store's answers in their order, a few records at a time.
 
@@ -274,7 +294,7 @@ def read(folder: str) -> Iterator[Answers]:
   for name, expected in zip(metadata["shards"], metadata["crc32"], strict=True):
     shard = os.path.join(folder, name)
     try:
-      crc = _crc32(shard)
+      crc = crc32(shard)
     except OSError as error:
       raise UserError(f"{shard}: cannot be read ({why(error)})") from error
     if crc != expected:

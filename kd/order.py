@@ -81,6 +81,7 @@ def subset(
   omit_classes: Sequence[int] = (),
   only_classes: Sequence[int] = (),
   seed: int = 0,
+  kept: np.ndarray | None = None,
 ) -> Int32[np.ndarray, " M"]:
   """Draws the rows of a pool that make up a transfer set.
 
@@ -96,6 +97,7 @@ def subset(
     omit_classes: classes that leave no row.
     only_classes: classes that leave rows; empty means every class.
     seed: non-negative, of the draw.
+    kept: bool [N], rows that a filter left; None is all.
 
   Returns:
     int32 [M], the chosen rows in ascending order.
@@ -120,11 +122,15 @@ def subset(
   keep = ~np.isin(labels, list(omit_classes))
   if len(only_classes):
     keep &= np.isin(labels, list(only_classes))
+  if kept is not None:
+    keep &= kept
   rows = np.flatnonzero(keep).astype(np.int32)
   if not len(rows):
     raise UserError(
       f"signal.omit_classes = {list(omit_classes)} and signal.only_classes = "
       f"{list(only_classes)} leave none of the pool's {len(labels)} examples"
+      f"{'' if kept is None else ', of which signal.filter kept '}"
+      f"{'' if kept is None else kept.sum()}"
     )
   if size is None:
     return rows

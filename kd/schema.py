@@ -1,9 +1,11 @@
 """What a config may say: the sections' keys, and what each accepts."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kd import answers
 from kd.errors import UserError
 
 ARM_SECTIONS = ("signal", "student", "train")  # what an arm may override
@@ -97,8 +99,31 @@ TRAIN = {
 # What an arm may change of `train`: the rest is what the arms share.
 ARM_TRAIN = ("optimizer", "learning_rate", "weight_decay", "momentum")
 
+
+def _is_regex(value) -> bool:
+  try:
+    re.compile(value)
+  except (re.error, TypeError):
+    return False
+  return True
+
+
+REGEX = Check("a regular expression", _is_regex)
+WEIGHTS = Check(
+  "a section of weights > 0 by name",
+  lambda v: (
+    isinstance(v, Mapping)
+    and all(_is_number(w, int | float) and w > 0 for w in v.values())
+  ),
+)
+FILTERS = Check(
+  "a section of tuples of filters by name", lambda v: isinstance(v, Mapping)
+)
 TEACHER = {
   "path": TEXT,
+  "black_box": FLAG,
+  "extract": REGEX,
+  "max_bad": number(low=0, high=1),
   "seed": integer(0),
   "fraction": number(above=0, high=1),
   "select": choice("last", "best"),
@@ -113,6 +138,7 @@ SECTIONS: dict[str, Any] = {
   "task": {
     "name": TEXT,
     "data_dir": TEXT,
+    "path": TEXT,
     "seed": integer(0),
     "train": TEXT,
     "validation": TEXT,
@@ -123,8 +149,12 @@ SECTIONS: dict[str, Any] = {
     "resident_mib": number(above=0),
   },
   "teacher": TEACHER,
+  "filters": FILTERS,
   "signal": {
     "pool": choice("train", "rest"),
+    "filter": TEXT,
+    "rank_by": choice("score", "logprob", "rubric"),
+    "rubric": WEIGHTS,
     "labelled": FLAG,
     "live": FLAG,
     "jitter": integer(0),
@@ -145,6 +175,12 @@ SECTIONS: dict[str, Any] = {
   },
   "mesh": {"seeds": integer(1)},
 }
+
+
+def is_black_box(teacher: Mapping[str, Any]) -> bool:
+  """Whether a teacher section means one that leaves sampled answers alone."""
+  path = teacher["path"]
+  return teacher["black_box"] or answers.is_file(path) or answers.is_store(path)
 
 
 def check(path: str, value, rule: Check) -> None:

@@ -57,13 +57,31 @@ class TopK(_Rows):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Samples(_Rows):
-  """K answers drawn with replacement, and how likely the teacher held each.
+  """K answers drawn with replacement, and what the teacher said of each.
 
-  `log_probs` are at the temperature at which the samples were drawn.
+  A row with fewer answers ends in ids of -1. `log_probs` are at the temperature
+  at which the samples were drawn. `scores` are a black box's own, the higher
+  the better. Either is NaN where the teacher gave none.
   """
 
   ids: Int[Array, "N K"]
   log_probs: Float[Array, "N K"]
+  scores: Float[Array, "N K"] | None = None
+
+  def at_most(self, k: int) -> "Samples":
+    """Returns the first k answers of each row."""
+    return jax.tree.map(lambda x: x[:, :k], self)
+
+  @property
+  def best(self) -> Int[Array, "N"]:
+    """The answer with the highest score, or else log-probability (best of K);
+    -1 where no answer has one."""
+    values = self.log_probs if self.scores is None else self.scores
+    values = jnp.where((self.ids < 0) | jnp.isnan(values), -jnp.inf, values)
+    top = jnp.argmax(values, -1, keepdims=True)
+    chosen = jnp.take_along_axis(self.ids, top, -1)
+    scored = jnp.max(values, -1, keepdims=True) > -jnp.inf
+    return jnp.where(scored, chosen, -1)[:, 0]
 
 
 @jax.tree_util.register_dataclass
@@ -72,13 +90,16 @@ class Signal(_Rows):
   """All that the arms of a study may read of a transfer set.
 
   `truth` is -1 where the transfer set is unlabelled. `dense` has the teacher's
-  `logits`: stored ones, or those of a live teacher's outputs.
+  `logits`: stored ones, or those of a live teacher's outputs; a black box has
+  none. Its `rejected` are alternatives known to be worse than any sample, -1
+  where there are fewer than R.
   """
 
   truth: Labels
   answer: Labels
-  dense: Dense | Outputs
+  dense: Dense | Outputs | None
   samples: Samples
+  rejected: Int[Array, "N R"] | None = None
 
 
 def of_labels(ids: ArrayLike) -> Signal:

@@ -107,6 +107,7 @@ def read(folder: str, expected: Mapping[str, Any]) -> Signal:
 
 
 def _arrays(signal: Signal) -> dict[str, np.ndarray]:
+  assert signal.dense is not None  # a black box's store is its answers
   return {
     "truth": np.asarray(signal.truth.ids),
     "answer": np.asarray(signal.answer.ids),

@@ -15,17 +15,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 from absl import logging
 
 from kd import (
+  answers,
   arms,
+  blackbox,
   config,
   data,
   evaluate,
   files,
+  filters,
+  ingest,
   program,
   report,
+  schema,
   signals,
   stats,
   store,
@@ -40,9 +46,11 @@ from kd.logs import Metrics
 
 PHASES = ("teacher", "label", "train", "evaluate", "report")
 MANY_CLASSES = 2**31 - 1  # where the task isn't known yet
-# What draws an arm's rows from a pool, and what is done with them in a step;
-# the rest of an arm's `signal` section is the pool's.
+# What draws an arm's rows from a pool, what filters and ranks a pool's signal,
+# and what is done with them in a step; the rest of an arm's `signal` section
+# says what the teacher is asked.
 DRAW = ("size", "omit_classes", "only_classes")
+FILTER = ("filter", "rank_by", "rubric")
 STEP = ("jitter", "live")
 
 
@@ -74,23 +82,29 @@ def run(
   """
   settings = config.resolve(study_config)
   first, last = _range(phase)
+  black_box = schema.is_black_box(settings["teacher"])
   teacher.check(settings["teacher"])
-  arms.group(settings["arms"], MANY_CLASSES)
+  arms.group(settings["arms"], MANY_CLASSES, black_box)
   task = data.load(settings["task"])
-  groups = arms.group(settings["arms"], task.num_classes)
+  groups = arms.group(settings["arms"], task.num_classes, black_box)
   teacher.check(settings["teacher"], task)
   for name, arm in settings["arms"].items():
     path = f"arms.{name}.signal.jitter"
     teacher.check_jitter(path, arm["signal"]["jitter"], task)
-  _check_evaluate(settings, task)
+  if black_box:
+    blackbox.check(task)
+  _check_evaluate(settings, task, black_box)
   seeds = [settings["seed"] + s for s in range(settings["seeds"])]
-  drawn = _draw(groups, settings, task, seeds)
+  start = _pool_start(settings, task)
+  if not black_box:  # or else what there is to draw from isn't known yet
+    for group in groups:
+      _draw(group.signal, task, seeds, start[group.signal["pool"]])
   folder = folder or workdir.default(settings)
   need = _bytes_needed(groups, settings, task)
   try:
     with workdir.claim(folder, settings, need):
       logging.info("study %s in %s", settings["study"], folder)
-      study = _Study(settings, task, groups, seeds, drawn, folder)
+      study = _Study(settings, task, groups, seeds, start, folder)
       return study.run(first, last)
   # Orbax and TFDS wrap the system's error in kinds of their own.
   except Exception as error:
@@ -106,25 +120,32 @@ def run(
 class _Study:
   """One run of a study: what its phases share.
 
-  `drawn` maps each transfer set to its pool's first row, and each seed's rows.
+  `start` maps each kind of pool to its first row. Of a black box, `task` is
+  replaced by the task that its answers make.
   """
 
   settings: Mapping[str, Any]
   task: data.Task
   groups: Sequence[arms.Group]
   seeds: Sequence[int]
-  drawn: Mapping[str, tuple[int, np.ndarray]]
+  start: Mapping[str, int]
   folder: str
 
   def __post_init__(self):
     self.clock = workdir.Clock(self.folder)
     self.batch = self.settings["evaluate"]["batch_size"]
+    self.box: blackbox.BlackBox | None = None
+    self.funnels: dict[str, list[dict[str, Any]]] = {}
 
   def run(self, first: int, last: int) -> dict[str, Any] | None:
     self._require(first)
     results = None
     with self.clock.phase("teacher"):
-      self.teacher = self._teacher()
+      if not teacher.has_answers(self.settings["teacher"]):
+        self.teacher = self._teacher()
+      if schema.is_black_box(self.settings["teacher"]):
+        self.box = self._black_box()
+        self.task = self.box.task
     if last >= PHASES.index("label"):
       with self.clock.phase("label"):
         transfers = self._label()
@@ -179,26 +200,61 @@ class _Study:
   def _label(self) -> dict[str, Transfer]:
     """Labels each pool once, and gives each transfer set its rows of it."""
     os.makedirs(os.path.join(self.folder, "signals"), exist_ok=True)
-    pools: dict[str, signals.Signal] = {}
+    pools: dict[str, tuple[signals.Signal, np.ndarray | None]] = {}
     transfers = {}
     for group in self.groups:
       section = group.signal
-      name = transfer_of(section)
-      start, rows = self.drawn[name]
       pool = {k: v for k, v in section.items() if k not in DRAW + STEP}
       key = transfer_of(pool | {"live": section["live"]})
+      start = 0 if self.box else self.start[section["pool"]]
       if key not in pools:
-        ask = self._truth if section["live"] else self._pool
-        pools[key] = ask(pool, start)
-      transfers[name] = Transfer(
+        pools[key] = self._pool(pool, start, section["live"])
+      signal, kept = pools[key]
+      if self.box:
+        blackbox.check_reads(group, signal)
+      transfers[transfer_of(section)] = Transfer(
         inputs=self.task.train,
-        signal=pools[key],
-        rows=rows,
+        signal=signal,
+        rows=_draw(section, self.task, self.seeds, start, kept),
         first=start,
         jitter=section["jitter"],
         live=self._live(section) if section["live"] else None,
       )
     return transfers
+
+  def _black_box(self) -> blackbox.BlackBox:
+    """Reads what the teacher answered, or asks the one that was trained."""
+    section = self.settings["teacher"]
+    path, store = section["path"], section["path"]
+    if not teacher.has_answers(section):
+      path = os.path.join(self.folder, "teacher", "answers.jsonl")
+      if not os.path.exists(path):
+        files.write_text(path, self._spoken())
+    if not answers.is_store(path):
+      store = os.path.join(self.folder, "signals", "answers")
+      if not os.path.exists(store):
+        ingest.ingest([path], store, section["max_bad"])
+      ingest.check_source(store, path)
+    return blackbox.load(store, self.task, section["extract"])
+
+  def _spoken(self) -> str:
+    """Returns the trained teacher's sampled answers, as JSONL."""
+    signal, lines = self.settings["signal"], []
+    for name in ("train", "validation", "test"):
+      split = getattr(self.task, name)
+      start = self.start[signal["pool"]] if name == "train" else 0
+      rows = np.arange(start, len(split))
+      made = signals.make(
+        self.teacher.logits(split, rows, self.task, self.batch),
+        None,
+        samples=signal["samples"],
+        temperature=signal["temperature"],
+        seed=signal["seed"] + data.PARTS.index(name),
+      )
+      ids, texts = np.asarray(made.samples.ids), split.texts()[start:]
+      names = self.task.class_names
+      lines += blackbox.spoken(texts, ids, names, name)
+    return "".join(msgspec.json.encode(a).decode() + "\n" for a in lines)
 
   def _live(self, section: Mapping[str, Any]) -> Live:
     return Live(
@@ -208,13 +264,36 @@ class _Study:
       temperature=section["temperature"],
     )
 
+  def _pool(
+    self, pool: Mapping[str, Any], start: int, live: bool
+  ) -> tuple[signals.Signal, np.ndarray | None]:
+    """Returns a pool's signal, and which rows its filter kept (None: all)."""
+    chain = self.settings["filters"].get(pool["filter"], ())
+    if self.box:
+      made, kept, funnel = blackbox.signal(self.box, chain, pool)
+      self.funnels[pool["filter"] or "none"] = funnel
+      return made, kept
+    if live:
+      return self._truth(pool, start), None
+    made = self._stored(pool, start)
+    if not chain:
+      return made, None
+    assert made.dense is not None  # a stored signal of a model has logits
+    probs = np.asarray(jax.nn.softmax(made.dense.logits))
+    truth = np.asarray(made.truth.ids)
+    kept, funnel = filters.keep(probs, truth, self.task.class_names, chain)
+    self.funnels[pool["filter"]] = funnel
+    return made, kept
+
   def _truth(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
     """Returns what is known of a pool before a live teacher is asked."""
     labels = self.task.train.labels()[start:]
     return signals.of_labels(labels if pool["labelled"] else 0 * labels - 1)
 
-  def _pool(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
+  def _stored(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
     """Returns a pool's signal, labelled now, or read."""
+    # What a filter keeps of a signal is no part of it.
+    pool = {k: v for k, v in pool.items() if k not in FILTER}
     split = self.task.train
     expected = {
       "signal": dict(pool),
@@ -260,13 +339,7 @@ class _Study:
     settings, task = self.settings, self.task
     options = settings["evaluate"]
     bins = options["bins"]
-    labels = task.test.labels()
-    logits = self.teacher.logits(
-      task.test, np.arange(len(labels)), task, self.batch
-    )
-    teacher_scores, teacher_bins = evaluate.teacher(
-      logits, labels, bins=bins, num_classes=task.num_classes
-    )
+    said, teacher_scores, teacher_bins = self._judge_teacher()
     values, bins_of = {}, {}
     for group in self.groups:
       for name in group.names:
@@ -274,7 +347,7 @@ class _Study:
           group,
           states[name],
           task,
-          logits,
+          said,
           batch=self.batch,
           bins=bins,
           shift_classes=options["shift_classes"],
@@ -310,10 +383,24 @@ class _Study:
       },
     }
 
+  def _judge_teacher(self):
+    """Returns what the teacher says of the test split, and how good it is."""
+    labels = self.task.test.labels()
+    if self.box:
+      said = self.box.test
+      scored = evaluate.black_box(said, labels)
+      return said if np.any(said >= 0) else None, scored, None
+    rows = np.arange(len(labels))
+    said = self.teacher.logits(self.task.test, rows, self.task, self.batch)
+    bins, classes = self.settings["evaluate"]["bins"], self.task.num_classes
+    return said, *evaluate.teacher(said, labels, bins=bins, num_classes=classes)
+
   def _counts(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
     """Returns how many examples the arms' transfer sets have."""
     sizes = sorted({t.rows.shape[1] for t in transfers.values()})
+    funnels = {"funnels": self.funnels} if self.funnels else {}
     return {
+      **funnels,
       "pool": len(self.task.train),
       "examples": sizes[0] if len(sizes) == 1 else sizes,
       "validation": len(self.task.validation),
@@ -350,32 +437,35 @@ def _range(phase: str) -> tuple[int, int]:
   return start, stop
 
 
-def _draw(groups, settings, task, seeds) -> dict[str, tuple[int, np.ndarray]]:
-  """Draws every transfer set: {name: (its pool's first row, rows [S, n])}."""
-  drawn = {}
-  for group in groups:
-    section = group.signal
-    start = 0
-    if section["pool"] == "rest":
-      start = teacher.first_unseen(settings["teacher"], task)
-    labels = task.train.labels()[start:]
-    if not len(labels):
-      raise UserError(
-        f"signal.pool = 'rest': the teacher sees all {len(task.train)} "
-        "training examples; expected teacher.fraction < 1, or signal.pool = "
-        "'train'"
-      )
-    options = {key: section[key] for key in DRAW}
-    rows = [start + data.subset(labels, seed=s, **options) for s in seeds]
-    drawn[transfer_of(section)] = start, np.stack(rows)
-  return drawn
+def _pool_start(settings, task) -> dict[str, int]:
+  """Returns the first row of each kind of pool that some arm draws from."""
+  kinds = {arm["signal"]["pool"] for arm in settings["arms"].values()}
+  kinds.add(settings["signal"]["pool"])
+  unseen = teacher.first_unseen(settings["teacher"], task)
+  if "rest" in kinds and unseen >= len(task.train):
+    raise UserError(
+      f"signal.pool = 'rest': the teacher sees all {len(task.train)} "
+      "training examples; expected teacher.fraction < 1, or signal.pool = "
+      "'train'"
+    )
+  return {"train": 0, "rest": unseen}
 
 
-def _check_evaluate(settings: Mapping[str, Any], task: data.Task) -> None:
+def _draw(section, task, seeds, start, kept=None) -> np.ndarray:
+  """Draws a transfer set for each seed, rows [S, n] of the train split."""
+  labels = task.train.labels()[start:]
+  options = {key: section[key] for key in DRAW}
+  drawn = [data.subset(labels, seed=s, kept=kept, **options) for s in seeds]
+  return start + np.stack(drawn)
+
+
+def _check_evaluate(
+  settings: Mapping[str, Any], task: data.Task, black_box: bool
+) -> None:
   """Checks the keys that need the number of classes or of devices."""
   options = settings["evaluate"]
   shift = options["shift_classes"]
-  accepted = evaluate.metric_names(task.num_classes, bool(shift))
+  accepted = evaluate.metric_names(task.num_classes, bool(shift), black_box)
   if options["metric"] not in accepted:
     raise UserError(
       f"evaluate.metric = {options['metric']!r}: expected one of "

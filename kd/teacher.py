@@ -17,7 +17,18 @@ import jax
 import numpy as np
 from absl import logging
 
-from kd import apply, arms, config, data, files, models, schema, signals, train
+from kd import (
+  answers,
+  apply,
+  arms,
+  config,
+  data,
+  files,
+  models,
+  schema,
+  signals,
+  train,
+)
 from kd.checkpoint import Checkpoints
 from kd.errors import UserError
 from kd.feed import Setup, Transfer, transfer_of
@@ -57,6 +68,10 @@ def options(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
   """Checks a config's teacher section, against its task once that is known."""
+  if has_answers(section):
+    if not os.path.exists(section["path"]):
+      raise UserError(f"teacher.path = {section['path']!r}: no such file")
+    return
   if section["path"]:
     found = _description(section["path"])
     if task is not None:
@@ -71,6 +86,12 @@ def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
     check_jitter("teacher.train.jitter", section["train"]["jitter"], task)
 
 
+def has_answers(section: Mapping[str, Any]) -> bool:
+  """Whether `teacher.path` holds a black box's answers, not a model."""
+  path = section["path"]
+  return answers.is_file(path) or answers.is_store(path)
+
+
 def check_jitter(path: str, pixels: int, task: data.Task) -> None:
   """Raises UserError where inputs that are no images are to be shifted."""
   if pixels and len(task.input_shape) != 3:
@@ -83,6 +104,8 @@ def check_jitter(path: str, pixels: int, task: data.Task) -> None:
 def first_unseen(section: Mapping[str, Any], task: data.Task) -> int:
   """Returns the first row of the train split that the teacher hasn't seen."""
   fraction = section["fraction"]
+  if has_answers(section):
+    return 0
   if section["path"]:
     fraction = _description(section["path"])["fraction"]
   return max(1, round(fraction * len(task.train)))
@@ -218,7 +241,8 @@ def _description(folder: str) -> dict[str, Any]:
   except (OSError, ValueError) as error:
     raise UserError(
       f"teacher.path = {folder!r}: no readable teacher.json ({error}); "
-      f"expected the teacher/ folder of an earlier study"
+      "expected the teacher/ folder of an earlier study, or a black box's "
+      "answers: .jsonl, .jsonl.gz, .jsonl.zst, .parquet or a store of kd.ingest"
     ) from error
 
 

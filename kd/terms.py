@@ -26,8 +26,9 @@ Loss = Float[Array, "B"]
 
 TEMPERATURE = schema.number(above=0)
 TARGET = schema.choice("answer", "truth")
+HARD_TARGET = schema.choice("answer", "truth", "best")
 SAMPLES = schema.integer(1)
-SCORES = schema.choice("votes", "log_probs")
+SCORES = schema.choice("votes", "log_probs", "scores")
 CANDIDATES = schema.choice("sampled", "all")
 
 
@@ -38,16 +39,26 @@ class Objective:
   `keys` may be a function of the arm's own keys, where one key (a divergence)
   decides which others are needed. `fused`, if there is one, gives the arguments
   with which kernels.distill_loss computes the weighted mean of the loss:
-  (signal, weight, **keys) -> arguments.
+  (signal, weight, **keys) -> arguments. `reads` says what of the signal the
+  loss needs: "answers" or "samples", which every teacher leaves, the "logits"
+  that a black box keeps to itself, or the "rejected" that only it may have.
   """
 
   loss: Callable[..., Loss]
   keys: Keys | Callable[[str, Mapping], Keys]
   fused: Callable[..., dict[str, Any]] | None = None
+  reads: str = "logits"
 
 
 def _target(signal: Signal, target: str):
+  if target == "best":
+    return signal.samples.best
   return (signal.truth if target == "truth" else signal.answer).ids
+
+
+def _logits(signal: Signal):
+  assert signal.dense is not None  # kd.arms refuses what reads them otherwise
+  return signal.dense.logits
 
 
 def _hard(student: Outputs, signal: Signal, *, target) -> Loss:
@@ -62,8 +73,7 @@ def _soft(
   student: Outputs, signal: Signal, *, temperature, divergence, **parameters
 ) -> Loss:
   phi = divergences.get(divergence, **parameters)
-  teacher = signal.dense.logits
-  return objectives.soft(student.logits, teacher, temperature, phi)
+  return objectives.soft(student.logits, _logits(signal), temperature, phi)
 
 
 def _soft_fused(
@@ -73,7 +83,7 @@ def _soft_fused(
   return {
     "teacher": teacher.head
     if isinstance(teacher, Outputs)
-    else Logits(teacher.logits),
+    else Logits(_logits(signal)),
     "divergence": divergences.get(divergence, **parameters),
     "temperature": temperature,
     "soft_weight": weight,
@@ -98,7 +108,7 @@ def _dkd(
 ) -> Loss:
   return objectives.dkd(
     student.logits,
-    signal.dense.logits,
+    _logits(signal),
     _target(signal, target),
     alpha,
     beta,
@@ -110,8 +120,28 @@ def _dist(
   student: Outputs, signal: Signal, *, beta, gamma, temperature
 ) -> Loss:
   return objectives.dist(
-    student.logits, signal.dense.logits, beta, gamma, temperature
+    student.logits, _logits(signal), beta, gamma, temperature
   )
+
+
+def _same(ids, others):
+  """Returns [..., K, L] bool: which answers are the same, -1 being none."""
+  return (ids[:, :, None] == others[:, None, :]) & (ids[:, :, None] >= 0)
+
+
+def _first(ids):
+  """Returns [..., K] bool: the first of each answer's samples."""
+  earlier = jnp.tril(jnp.ones((ids.shape[-1],) * 2, bool), -1)
+  return (ids >= 0) & ~jnp.any(_same(ids, ids) & earlier, axis=-1)
+
+
+def _cross_entropy(student: Outputs, ids, target, temperature) -> Loss:
+  """T^2 sum_k target_k (log target_k - log q_k), the forward KL of a target
+  that is split over some ids; those with target 0 may be anything."""
+  log_q = student.log_probs_at(jnp.maximum(ids, 0), temperature)
+  log_p = jnp.log(jnp.where(target > 0, target, 1.0))
+  split = jnp.where(target > 0, target * (log_p - log_q), 0.0)
+  return temperature**2 * split.sum(axis=-1)
 
 
 def _frequencies(
@@ -119,32 +149,71 @@ def _frequencies(
 ) -> Loss:
   """Soft targets estimated by the frequencies of K sampled answers.
 
-  With f_k the frequency of the k-th sample's answer, the forward KL is
-  sum_k (log f_k - log q_k) / K: the other classes have no frequency.
+  The forward KL is over the answers sampled: other classes have no frequency.
   """
   ids = signal.samples.ids[:, :samples]
-  same = ids[:, :, None] == ids[:, None, :]
-  log_f = jnp.log(same.mean(axis=-1))
-  log_q = student.log_probs_at(ids, temperature)
-  return temperature**2 * (log_f - log_q).mean(axis=-1)
+  counts = jnp.where(_first(ids), _same(ids, ids).sum(axis=-1), 0)
+  target = counts / jnp.maximum(counts.sum(axis=-1, keepdims=True), 1)
+  return _cross_entropy(student, ids, target, temperature)
+
+
+def _acceptable(
+  student: Outputs, signal: Signal, *, samples, temperature
+) -> Loss:
+  """One target over several acceptable answers: an equal share for each
+  distinct sample that is not among the rejected."""
+  ids = signal.samples.ids[:, :samples]
+  good = _first(ids)
+  if signal.rejected is not None:
+    good &= ~jnp.any(_same(ids, signal.rejected), axis=-1)
+  target = good / jnp.maximum(good.sum(axis=-1, keepdims=True), 1)
+  return _cross_entropy(student, ids, target, temperature)
+
+
+def _preference(student: Outputs, signal: Signal, *, samples) -> Loss:
+  """Mean of log(1 + exp(-(z_a - z_b))) over pairs of a distinct sample a and a
+  distinct rejected alternative b; 0 without such a pair.
+
+  Source: the pairwise loss of Burges et al. (2005), on a black box's pairs.
+  """
+  ids, rejected = signal.samples.ids[:, :samples], signal.rejected
+  assert rejected is not None
+  pairs = _first(ids)[:, :, None] & _first(rejected)[:, None, :]
+  pairs &= ids[:, :, None] != rejected[:, None, :]
+  better, worse = (
+    student.logits_at(jnp.maximum(x, 0)) for x in (ids, rejected)
+  )
+  losses = jax.nn.softplus(worse[:, None, :] - better[:, :, None])
+  total = jnp.where(pairs, losses, 0.0).sum(axis=(-2, -1))
+  return total / jnp.maximum(pairs.sum(axis=(-2, -1)), 1)
 
 
 def _candidates(student: Outputs, signal: Signal, samples, scores, candidates):
   """Returns the list that is ranked: student scores, teacher scores, mask.
 
   With "sampled" the list is the distinct answers among the K samples; with
-  "all" it is every class, those never sampled having no vote.
+  "all" it is every class, those never sampled having no vote. An answer given
+  more than once has the mean of its samples' values; one without a value is
+  not ranked.
   """
-  drawn = signal.samples
-  ids, log_probs = drawn.ids[:, :samples], drawn.log_probs[:, :samples]
+  drawn = signal.samples.at_most(samples)
+  ids = drawn.ids
   if candidates == "all":
     votes = jax.nn.one_hot(ids, student.num_classes).sum(axis=-2)
     return student.logits, votes, jnp.ones(votes.shape, bool)
-  same = ids[:, :, None] == ids[:, None, :]
-  earlier = jnp.tril(jnp.ones((samples, samples), bool), -1)
-  first = ~jnp.any(same & earlier, axis=-1)
-  values = same.sum(axis=-1) if scores == "votes" else log_probs
-  return student.logits_at(ids), values.astype(jnp.float32), first
+  same = _same(ids, ids)
+  if scores == "votes":
+    values, where = same.sum(axis=-1).astype(jnp.float32), _first(ids)
+  else:
+    each = drawn.log_probs if scores == "log_probs" else drawn.scores
+    assert each is not None  # kd.arms refuses what no teacher gave
+    same &= ~jnp.isnan(each)[:, None, :]
+    number = same.sum(axis=-1)
+    each = jnp.nan_to_num(each.astype(jnp.float32))
+    total = jnp.where(same, each[:, None, :], 0.0).sum(axis=-1)
+    values = total / jnp.maximum(number, 1)
+    where = _first(ids) & (number > 0)
+  return student.logits_at(jnp.maximum(ids, 0)), values, where
 
 
 def _list_net(
@@ -178,11 +247,12 @@ def _pairwise(
 
 
 def _partial_plackett_luce(student: Outputs, signal: Signal, *, k) -> Loss:
-  top = signals.top_k(signal.dense, k)
+  top = signals.top_k(signals.Dense(_logits(signal)), k)
   return ranking.partial_plackett_luce(student.logits, top.ids)
 
 
-RANKED = {"samples": SAMPLES, "scores": SCORES}
+SAMPLED: Keys = {"samples": SAMPLES, "temperature": TEMPERATURE}
+RANKED: Keys = {"samples": SAMPLES, "scores": SCORES}
 SHARE = schema.number(low=0, high=1)
 DIVERGENCES: dict[str, Keys] = {  # and the parameters of each
   "forward_kl": {},
@@ -194,7 +264,7 @@ DIVERGENCES: dict[str, Keys] = {  # and the parameters of each
   "alpha_divergence": {"alpha": SHARE},
 }
 OBJECTIVES: dict[str, Objective] = {
-  "hard": Objective(_hard, {"target": TARGET}, _hard_fused),
+  "hard": Objective(_hard, {"target": HARD_TARGET}, _hard_fused, "answers"),
   "soft": Objective(_soft, _soft_keys, _soft_fused),
   "dkd": Objective(
     _dkd,
@@ -213,14 +283,17 @@ OBJECTIVES: dict[str, Objective] = {
       "temperature": TEMPERATURE,
     },
   ),
-  "frequencies": Objective(
-    _frequencies, {"samples": SAMPLES, "temperature": TEMPERATURE}
+  "frequencies": Objective(_frequencies, SAMPLED, reads="samples"),
+  "acceptable": Objective(_acceptable, SAMPLED, reads="samples"),
+  "preference": Objective(_preference, {"samples": SAMPLES}, reads="rejected"),
+  "list_net": Objective(
+    _list_net, RANKED | {"temperature": TEMPERATURE}, reads="samples"
   ),
-  "list_net": Objective(_list_net, RANKED | {"temperature": TEMPERATURE}),
   "plackett_luce": Objective(
     _plackett_luce,
     RANKED
     | {"candidates": CANDIDATES, "ties": schema.choice("average", "index")},
+    reads="samples",
   ),
   "pairwise_logistic": Objective(
     _pairwise,
@@ -229,6 +302,7 @@ OBJECTIVES: dict[str, Objective] = {
       "candidates": CANDIDATES,
       "weights": schema.choice(None, "difference"),
     },
+    reads="samples",
   ),
   "partial_plackett_luce": Objective(
     _partial_plackett_luce, {"k": schema.integer(1)}

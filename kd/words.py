@@ -25,19 +25,25 @@ _LABELS = {
   "ece": "ECE",
   "auroc": "AUROC",
 }
-_POINTS = {"accuracy", "agreement", "recall"}
+_POINTS = {"accuracy", "agreement", "recall", "coverage"}
 _OBJECTIVES = {
   "hard": "cross-entropy on labels",
   "soft": "teacher's distribution",
   "dkd": "decoupled KD",
   "dist": "relations within and between classes",
   "frequencies": "frequencies of the teacher's samples",
+  "acceptable": "equal shares of the teacher's answers",
+  "preference": "the teacher's samples against its rejected",
   "list_net": "ListNet on the teacher's samples",
   "plackett_luce": "Plackett-Luce on the teacher's samples",
   "pairwise_logistic": "pairwise order of the teacher's samples",
   "partial_plackett_luce": "order of the teacher's top k",
 }
-_TARGETS = {"answer": "teacher's answers", "truth": "true labels"}
+_TARGETS = {
+  "answer": "teacher's answers",
+  "best": "teacher's best-scored answers",
+  "truth": "true labels",
+}
 _SYMBOLS = {"temperature": "T", "samples": "K"}
 _SECTIONS = ("objective", "signal", "student", "train", "overrides", "baseline")
 

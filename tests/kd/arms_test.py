@@ -112,6 +112,8 @@ class ObjectiveTest(parameterized.TestCase):
     wild = signals.make(
       1e4 * TEACHER, TRUTH, samples=K, temperature=2.0, seed=0
     )
+    worse = jnp.argmin(wild.dense.logits, -1)[:, None]
+    wild = dataclasses.replace(wild, rejected=worse)
     student = models.Outputs(STUDENT.hidden * 1e4, STUDENT.kernel, STUDENT.bias)
     keys = {
       "hard": {"target": "answer"},
@@ -119,6 +121,8 @@ class ObjectiveTest(parameterized.TestCase):
       "dkd": {"alpha": 1.0, "beta": 8.0, "temperature": 4.0, "target": "truth"},
       "dist": {"beta": 1.0, "gamma": 1.0, "temperature": 4.0},
       "frequencies": {"samples": K, "temperature": 4.0},
+      "acceptable": {"samples": K, "temperature": 4.0},
+      "preference": {"samples": K},
       "list_net": {"samples": K, "scores": "log_probs", "temperature": 2.0},
       "plackett_luce": {
         "samples": K,
