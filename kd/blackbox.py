@@ -219,8 +219,12 @@ def spoken(
   ]
 
 
-def _positions(texts: Sequence[str]) -> dict[str, int]:
-  return {Answers("", text, []).key: i for i, text in enumerate(texts)}
+def _positions(texts: Sequence[str]) -> dict[str, list[int]]:
+  """Returns where each prompt is: a text may be there more than once."""
+  found: dict[str, list[int]] = {}
+  for i, text in enumerate(texts):
+    found.setdefault(Answers("", text, []).key, []).append(i)
+  return found
 
 
 def _extracted(example: Answers, extract: str) -> Answers:

@@ -355,7 +355,8 @@ def recall(
           ax.add_patch(
             Rectangle(at, 0.88, 0.8, fill=False, ec="#d55e00", lw=1.7, zorder=3)
           )
-    ax.axhline(1, color=PAPER, lw=6)
+    if names[0] == "teacher":
+      ax.axhline(1, color=PAPER, lw=6)
     every = math.ceil(len(classes) / 25)
     ticks = range(0, len(classes), every)
     ax.set_xticks([t + 0.5 for t in ticks], [str(classes[t]) for t in ticks])
@@ -376,16 +377,19 @@ def recall_rows(
 ) -> tuple[np.ndarray, list[str], list[int]]:
   """Collects mean recall: ([rows, classes], row names, classes).
 
-  The teacher comes first, then each arm, followed by the same arm with shifted
-  biases ("ARM, shifted") where the study has that. NaN where there is no value.
+  The teacher comes first if it was scored by class, then each arm, followed by
+  the same arm with shifted biases ("ARM, shifted") where the study has that.
+  NaN where there is no value.
   """
   arms, teacher = results["arms"], results.get("teacher", {})
   found = {
     m for a in arms.values() for m in a["metrics"] if re.match(r"recall_\d", m)
   }
   classes = sorted({int(m.split("_")[1]) for m in found})
-  names = ["teacher"]
-  rows = [[teacher.get(f"recall_{c}") for c in classes]]
+  names, rows = [], []
+  if any(f"recall_{c}" in teacher for c in classes):
+    names.append("teacher")
+    rows.append([teacher.get(f"recall_{c}") for c in classes])
   for arm, entry in arms.items():
     for suffix, name in (("", arm), ("_shifted", f"{arm}, shifted")):
       cells = [entry["metrics"].get(f"recall_{c}{suffix}") for c in classes]

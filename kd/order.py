@@ -126,11 +126,11 @@ def subset(
     keep &= kept
   rows = np.flatnonzero(keep).astype(np.int32)
   if not len(rows):
+    left = len(labels) if kept is None else int(kept.sum())
     raise UserError(
       f"signal.omit_classes = {list(omit_classes)} and signal.only_classes = "
-      f"{list(only_classes)} leave none of the pool's {len(labels)} examples"
-      f"{'' if kept is None else ', of which signal.filter kept '}"
-      f"{'' if kept is None else kept.sum()}"
+      f"{list(only_classes)} leave none of the pool's {len(labels)} examples, "
+      f"of which signal.filter kept {left}"
     )
   if size is None:
     return rows

@@ -100,8 +100,11 @@ def recall_table(results: Results) -> list[document.Block]:
   if not classes or len(classes) > _MOST_CLASSES:
     return []
   rows = [
-    [code(n) if i else n, *(words.number(v, "recall", 1) for v in row)]
-    for i, (n, row) in enumerate(zip(names, values, strict=True))
+    [
+      n if n == "teacher" else code(n),
+      *(words.number(v, "recall", 1) for v in row),
+    ]
+    for n, row in zip(names, values, strict=True)
   ]
   columns = ["Arm", *map(str, classes)]
   table = Table("Recall per class (%), mean over seeds.", columns, rows)
@@ -206,24 +209,47 @@ def signal_tables(results: Results) -> list[document.Block]:
   signal = dict(results.get("signal") or {})
   if not signal:
     return []
-  funnel = signal.pop("funnel", None)
+  funnels = signal.pop("funnels", {})
   blocks: list[document.Block] = [Heading("Signal")]
   rows = [[k.replace("_", " "), v] for k, v in words.flat(signal)]
   if rows:
     caption = "What the teacher left on the transfer set."
     blocks.append(Table(caption, ["Quantity", "Value"], rows))
-  if funnel:
-    rows = [
-      [
-        str(s["step"]),
-        f"{s['in']:,}",
-        f"{s['out']:,}",
-        f"{100 * s['out'] / s['in']:.1f}" if s["in"] else words.DASH,
-      ]
-      for s in funnel
-    ]
-    columns = ["Step", "In", "Out", "Kept (%)"]
-    blocks.append(Table("What the filters kept, in order.", columns, rows))
+  if funnels:
+    blocks += _funnel_tables(funnels)
+  return blocks
+
+
+def _funnel_tables(funnels: Mapping[str, Any]) -> list[document.Block]:
+  """Shows what each filter kept, and examples of what it removed."""
+  rows, shown = [], []
+  for name, steps in funnels.items():
+    for step in steps:
+      kept = 100 * step["out"] / step["in"] if step["in"] else None
+      rows.append(
+        [
+          code(name),
+          step["step"].replace("_", " "),
+          *(f"{step[side]:,}" for side in ("in", "out")),
+          words.DASH if kept is None else f"{kept:.1f}",
+          *(f"{step[f'samples_{side}']:,}" for side in ("in", "out")),
+        ]
+      )
+      for gone in step["removed"]:
+        said = "; ".join(code(text) for text in gone["samples"])
+        text = code(gone["prompt"]) if "prompt" in gone else ""
+        shown.append([code(name), step["step"], gone["id"], text, said])
+  columns = ["Filter", "Step", "In", "Out", "Kept (%)"]
+  columns += ["Samples in", "Samples out"]
+  caption = (
+    "What the filters kept of the examples and of their samples, in order."
+  )
+  blocks: list[document.Block] = [Table(caption, columns, rows, left=(0, 1))]
+  if shown:
+    columns = ["Filter", "Step", "Example", "Prompt", "Samples"]
+    caption = "A few of the examples that each step removed."
+    table = Table(caption, columns, shown, left=(0, 1, 2, 3, 4))
+    blocks.append(Details("Removed examples", [table]))
   return blocks
 
 

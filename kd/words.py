@@ -372,7 +372,7 @@ def plain(value: Any, key: str = "") -> str:
     return f"{value:g}"
   if isinstance(value, list | tuple):
     return ", ".join(plain(v) for v in value) or "none"
-  return str(value)
+  return str(value) or "none"
 
 
 def _leaves(

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from kd import filters, targets
@@ -183,6 +184,43 @@ class TargetTest(absltest.TestCase):
     )
     self.assertEqual(targets.rubric_conflict(sample, weights), 3.0)
     self.assertIsNone(targets.rubric_score(sample, {"z": 1.0}))
+
+
+class DistributionTest(parameterized.TestCase):
+  """Filters of what a teacher says of its classes."""
+
+  PROBS = np.array([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25], [0.0, 1.0, 0.0]])
+
+  @parameterized.parameters(
+    (dict(name="confidence", low=0.5), [True, False, True]),
+    (dict(name="agreement", low=0.71), [False, False, True]),
+    (dict(name="margin", low=0.05), [True, True, True]),
+    (dict(name="margin", low=0.06), [True, False, True]),
+    (dict(name="entropy", low=0.1, high=1.0), [True, False, False]),
+    (dict(name="entropy", high=0.0), [False, False, True]),
+    (dict(name="verified"), [True, False, True]),
+  )
+  def test_what_is_kept(self, section, expected):
+    truth = np.array([0, 2, -1])  # -1 is not known
+    filters.check("f", (section,), black_box=False)
+    kept, (entry,) = filters.keep(self.PROBS, truth, "abc", (section,))
+    self.assertEqual(kept.tolist(), expected)
+    self.assertEqual((entry["in"], entry["out"]), (3, sum(expected)))
+    self.assertLen(entry["removed"], 3 - sum(expected))
+
+  def test_a_chain(self):
+    chain = (dict(name="confidence", low=0.5), dict(name="verified"))
+    kept, funnel = filters.keep(self.PROBS, np.array([1, 0, 0]), "abc", chain)
+    self.assertFalse(kept.any())
+    self.assertEqual([(e["in"], e["out"]) for e in funnel], [(3, 2), (2, 0)])
+    said = [e["samples"] for e in funnel[1]["removed"]]
+    self.assertEqual(said, [["a (0.70)"], ["b (1.00)"]])
+
+  def test_texts_are_another_matter(self):
+    with self.assertRaisesRegex(
+      UserError, "f.0..name = 'length': looks"
+    ):
+      filters.check("f", (dict(name="length", high=9),), black_box=False)
 
 
 if __name__ == "__main__":

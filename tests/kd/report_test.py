@@ -17,6 +17,16 @@ from kd.errors import UserError
 BINS = 15
 
 
+REMOVED = {"id": "q7", "prompt": "route this", "samples": ["a", "b"]}
+
+
+def funnel_step(name, came, left, removed):
+  """Makes a funnel's entry for examples of four samples each."""
+  counts = {"in": came, "out": left}
+  samples = {"samples_in": 4 * came, "samples_out": 4 * left}
+  return {"step": name, **counts, **samples, "removed": removed}
+
+
 def synthetic(
   gains, seeds=10, classes=10, diverged=None, omit=(), noise=0.004, steps=400
 ):
@@ -73,10 +83,12 @@ def synthetic(
     "signal": {
       "examples": 1078,
       "samples": 16,
-      "funnel": [
-        {"step": "teacher's answers", "in": 1078, "out": 1078},
-        {"step": "omit classes", "in": 1078, "out": 971},
-      ],
+      "funnels": {
+        "clean": [
+          funnel_step("agreement", 1078, 971, [REMOVED]),
+          funnel_step("closed set", 971, 971, []),
+        ]
+      },
     },
     "provenance": {
       "command": "python main.py --config=configs/digits.py --workdir=/tmp/d",
@@ -293,7 +305,9 @@ class ReportTest(parameterized.TestCase):
     for said in (
       "python main.py --config=configs/digits.py --workdir=/tmp/d",
       "0123abc", "cpu (2 cores)", "81.2 s", "| evidence | run |",
-      "| omit classes | 1,078 | 971 | 90.1 |", "teacher's samples teach",
+      "| `clean` | agreement | 1,078 | 971 | 90.1 | 4,312 | 3,884 |",
+      "| `clean` | agreement | q7 | `route this` | `a`; `b` |",
+      "teacher's samples teach",
     ):  # fmt: skip
       self.assertIn(said, text)
     self.assertNotIn("train_seconds", text)

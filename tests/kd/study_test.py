@@ -122,6 +122,21 @@ class PhaseTest(Workdir):
     with self.assertRaisesRegex(UserError, "--phase=train: needs .*teacher"):
       study.run(made, self.workdir, "train:")
 
+  def test_a_filter_of_the_teachers_distributions(self):
+    sure = dict(small.HARD, signal=dict(filter="sure"))
+    made = options(hard=small.HARD, sure=sure)
+    made.filters.sure = (dict(name="confidence", low=0.2),)
+    results = study.run(made, self.workdir)
+    (entry,) = results["signal"]["funnels"]["sure"]
+    self.assertEqual(entry["in"], results["signal"]["examples"][1])
+    self.assertEqual(entry["out"], results["signal"]["examples"][0])
+    self.assertBetween(entry["out"], 1, entry["in"] - 1)
+    scores = [a["metrics"]["nll"]["mean"] for a in results["arms"].values()]
+    self.assertNotEqual(*scores)
+    made.filters.sure = (dict(name="refusals"),)
+    with self.assertRaisesRegex(UserError, "filters.sure.*looks at texts"):
+      study.run(made, self.workdir)
+
   def test_a_teacher_of_an_earlier_study(self):
     first = study.run(options(hard=small.HARD), self.workdir)
     made = options(hard=small.HARD)
