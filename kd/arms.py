@@ -28,7 +28,7 @@ from kd import divergences, models, schema
 from kd.errors import UserError
 from kd.models import Outputs
 from kd.signals import Signal
-from kd.terms import OBJECTIVES
+from kd.terms import ALL_LOGITS, OBJECTIVES
 from kernels import distill_loss
 
 NO_TEACHER: dict[str, Any] = dict(
@@ -69,10 +69,12 @@ class Part:
       weight = keys.pop("weight")
       objective = OBJECTIVES[name]
       if large and objective.fused is not None:
-        fused |= objective.fused(signal, weight, **keys)
-      else:
-        term = objective.loss(student, signal, **keys)
-        total = total + weight * jnp.mean(term)
+        arguments = objective.fused(signal, weight, **keys)
+        if not fused.keys() & arguments.keys():  # one teacher in one call
+          fused |= arguments
+          continue
+      term = objective.loss(student, signal, **keys)
+      total = total + weight * jnp.mean(term)
     if fused:
       fused = NO_TEACHER | fused
       total = total + distill_loss(student.head, **fused)[0]
@@ -227,6 +229,8 @@ def _term(path, name, keys, arm, num_classes):
       f"{path}.k = {given['k']}: expected at most the task's {num_classes} "
       f"classes"
     )
+  if arm["signal"].get("keep") == "top_k":
+    _check_top_k(path, name, given, arm["signal"])
   if name == "dkd" and num_classes < 3:
     raise UserError(
       f"{path}.objective = 'dkd': undefined for {num_classes} classes, "
@@ -235,3 +239,23 @@ def _term(path, name, keys, arm, num_classes):
   traced = {k: float(v) for k, v in given.items() if rules[k].traced}
   static = {k: v for k, v in given.items() if not rules[k].traced}
   return name, static, {**traced, "weight": float(keys["weight"])}
+
+
+def _check_top_k(path, name, keys, signal) -> None:
+  """Checks a term of an arm whose signal has the top k alone."""
+  if name in ALL_LOGITS:
+    raise UserError(
+      f"{path}.objective = {name!r}: needs the logits of all classes, but "
+      f"signal.keep = 'top_k'; expected objective = 'top_k', or signal.keep = "
+      f"'dense'"
+    )
+  if keys.get("k", 0) > signal["k"]:
+    raise UserError(
+      f"{path}.k = {keys['k']}: expected at most signal.k = {signal['k']}"
+    )
+  kept = [float(t) for t in signal["temperatures"]]
+  if name == "top_k" and float(keys["temperature"]) not in kept:
+    raise UserError(
+      f"{path}.temperature = {keys['temperature']}: expected one of "
+      f"signal.temperatures = {tuple(kept)}, at which the tail is known"
+    )

@@ -40,14 +40,18 @@ class Teacher:
   fingerprint: str
 
   def logits(self, split: data.Split, rows, task: data.Task, batch: int):
-    """Returns the logits [N, V] on the split's `rows`, as numpy float32."""
-    forward = apply.forward(self.model, task, batch)
-    return np.concatenate(
-      [
-        np.asarray(forward(self.weights, split.read(rows[i : i + batch])))
-        for i in range(0, len(rows), batch)
-      ]
-    )
+    """Returns the logits [N, V] on the split's `rows`, as numpy float32.
+
+    Every batch is padded to the same shape, and spread over the devices.
+    """
+    forward, ahead = apply.spread(self.model, task, batch)
+    out = []
+    for i in range(0, len(rows), ahead):
+      inputs = split.read(rows[i : i + ahead])
+      lacking = [(0, ahead - len(inputs)), *[(0, 0)] * (inputs.ndim - 1)]
+      logits = forward(self.weights, np.pad(inputs, lacking))
+      out.append(np.asarray(logits)[: len(inputs)])
+    return np.concatenate(out)
 
 
 def options(section: Mapping[str, Any]) -> dict[str, Any]:

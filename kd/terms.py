@@ -19,7 +19,7 @@ from kd.errors import UserError
 from kd.models import Outputs
 from kd.schema import Check
 from kd.signals import Signal
-from kernels import Logits
+from kernels import Logits, TopK
 
 Keys = Mapping[str, Check]
 Loss = Float[Array, "B"]
@@ -29,6 +29,9 @@ TARGET = schema.choice("answer", "truth")
 SAMPLES = schema.integer(1)
 SCORES = schema.choice("votes", "log_probs")
 CANDIDATES = schema.choice("sampled", "all")
+TAIL = schema.choice("bucket", "renormalize")
+# What needs the logits of all classes, which a top-k signal has not.
+ALL_LOGITS = ("soft", "dkd", "dist")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,68 @@ def _soft_fused(
     "temperature": temperature,
     "soft_weight": weight,
   }
+
+
+def _top_k(
+  student: Outputs,
+  signal: Signal,
+  *,
+  k,
+  tail,
+  temperature,
+  divergence,
+  **parameters,
+) -> Loss:
+  top = _likeliest(signal, k)
+  return objectives.top_k(
+    student.logits,
+    top.ids,
+    _log_probs(signal, top, temperature),
+    temperature,
+    divergences.get(divergence, **parameters),
+    tail,
+  )
+
+
+def _top_k_fused(
+  signal: Signal,
+  weight,
+  *,
+  k,
+  tail,
+  temperature,
+  divergence,
+  **parameters,
+) -> dict[str, Any]:
+  top = _likeliest(signal, k)
+  return {
+    "teacher": TopK(top.ids, _log_probs(signal, top, temperature), tail),
+    "divergence": divergences.get(divergence, **parameters),
+    "temperature": temperature,
+    "soft_weight": weight,
+  }
+
+
+def _likeliest(signal: Signal, k: int) -> signals.TopK:
+  """Returns the top k in any order, without a search where they are stored."""
+  dense = signal.dense
+  if isinstance(dense, signals.TopK) and dense.ids.shape[-1] == k:
+    return dense
+  return signals.top_k(dense, k)
+
+
+def _log_probs(signal: Signal, top: signals.TopK, temperature):
+  """Returns log p_T of the top k; a stored one knows it at its own T alone."""
+  if isinstance(signal.dense, signals.TopK):
+    return top.log_probs_at(temperature)
+  logits = signal.dense.logits.astype(jnp.float32)
+  logits = logits - jnp.max(logits, -1, keepdims=True)
+  lse = jax.nn.logsumexp(logits / temperature, -1, keepdims=True)
+  return top.logits / temperature - lse
+
+
+def _top_k_keys(path: str, arm: Mapping) -> Keys:
+  return {**_soft_keys(path, arm), "k": schema.integer(1), "tail": TAIL}
 
 
 def _soft_keys(path: str, arm: Mapping) -> Keys:
@@ -196,6 +261,7 @@ DIVERGENCES: dict[str, Keys] = {  # and the parameters of each
 OBJECTIVES: dict[str, Objective] = {
   "hard": Objective(_hard, {"target": TARGET}, _hard_fused),
   "soft": Objective(_soft, _soft_keys, _soft_fused),
+  "top_k": Objective(_top_k, _top_k_keys, _top_k_fused),
   "dkd": Objective(
     _dkd,
     {
