@@ -61,7 +61,8 @@ class Field:
 
   def pack(self, values: np.ndarray) -> np.ndarray:
     """Packs [N, *shape] into bytes [N, width]."""
-    rows = np.ascontiguousarray(values, self.dtype).reshape(-1, self.size)
+    rows = np.ascontiguousarray(values, self.dtype)
+    rows = rows.reshape(len(values), self.size)
     if self.kind == "ids":
       return _pack_ids(rows, self.bound)
     if self.kind == "int8":
