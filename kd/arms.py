@@ -69,10 +69,12 @@ class Part:
       weight = keys.pop("weight")
       objective = OBJECTIVES[name]
       if large and objective.fused is not None:
-        fused |= objective.fused(signal, weight, **keys)
-      else:
-        term = objective.loss(student, signal, **keys)
-        total = total + weight * jnp.mean(term)
+        arguments = objective.fused(signal, weight, **keys)
+        if not fused.keys() & arguments.keys():  # one teacher in one call
+          fused |= arguments
+          continue
+      term = objective.loss(student, signal, **keys)
+      total = total + weight * jnp.mean(term)
     if fused:
       fused = NO_TEACHER | fused
       total = total + distill_loss(student.head, **fused)[0]
@@ -213,8 +215,9 @@ def _terms(path, arm, num_classes):
 
 def _check_reads(path, name, static, black_box: bool) -> None:
   """Refuses what this kind of teacher does not leave."""
-  if black_box and OBJECTIVES[name].reads == "logits":
-    known = [k for k, v in OBJECTIVES.items() if v.reads != "logits"]
+  of_logits = ("logits", "top_k")
+  if black_box and OBJECTIVES[name].reads in of_logits:
+    known = [k for k, v in OBJECTIVES.items() if v.reads not in of_logits]
     raise UserError(
       f"{path}: {name!r} needs the teacher's logits, and a black box leaves "
       f"sampled answers alone; expected one of {', '.join(known)}"
@@ -253,6 +256,8 @@ def _term(path, name, keys, arm, num_classes):
       f"{path}.k = {given['k']}: expected at most the task's {num_classes} "
       f"classes"
     )
+  if arm["signal"].get("keep") == "top_k":
+    _check_top_k(path, name, given, arm["signal"])
   if name == "dkd" and num_classes < 3:
     raise UserError(
       f"{path}.objective = 'dkd': undefined for {num_classes} classes, "
@@ -261,3 +266,23 @@ def _term(path, name, keys, arm, num_classes):
   traced = {k: float(v) for k, v in given.items() if rules[k].traced}
   static = {k: v for k, v in given.items() if not rules[k].traced}
   return name, static, {**traced, "weight": float(keys["weight"])}
+
+
+def _check_top_k(path, name, keys, signal) -> None:
+  """Checks a term of an arm whose signal has the top k alone."""
+  if OBJECTIVES[name].reads == "logits":
+    raise UserError(
+      f"{path}.objective = {name!r}: needs the logits of all classes, but "
+      f"signal.keep = 'top_k'; expected objective = 'top_k', or signal.keep = "
+      f"'dense'"
+    )
+  if keys.get("k", 0) > signal["k"]:
+    raise UserError(
+      f"{path}.k = {keys['k']}: expected at most signal.k = {signal['k']}"
+    )
+  kept = [float(t) for t in signal["temperatures"]]
+  if name == "top_k" and float(keys["temperature"]) not in kept:
+    raise UserError(
+      f"{path}.temperature = {keys['temperature']}: expected one of "
+      f"signal.temperatures = {tuple(kept)}, at which the tail is known"
+    )

@@ -86,9 +86,15 @@ def defaults() -> ConfigDict:
         "size": None,  # examples drawn for each seed; None is all
         "omit_classes": (),
         "only_classes": (),
+        "keep": "dense",  # or top_k
+        "k": 128,  # of top_k
+        "temperatures": (1.0,),  # at which top_k knows the tail
+        "dtype": "float32",  # of the logits: bfloat16, or int8 in blocks
         "samples": 16,  # K
         "temperature": 1.0,  # at which the samples are drawn
         "seed": 0,
+        "path": "",  # a store in the signals/ folder of an earlier study
+        "shard_size": 16384,  # examples; what a kill can cost at most
       },
       "student": {},
       "train": dict(train, runs="auto"),
@@ -231,6 +237,11 @@ def _check_filter(path: str, section: Mapping, tree: Mapping) -> None:
     raise UserError(
       f"{path}.filter = {name!r}: expected '' or one of the filters "
       f"{', '.join(tree['filters']) or '(the config has none)'}"
+    )
+  if name and section["keep"] == "top_k":
+    raise UserError(
+      f"{path}.keep = 'top_k': filters look at whole distributions; expected "
+      "'dense', or signal.filter = ''"
     )
   if section["live"] and (name or schema.is_black_box(tree["teacher"])):
     raise UserError(

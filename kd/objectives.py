@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kd import divergences
+from kernels import TopK, reference
 
 Scalar = float | Float[Array, ""]
 
@@ -71,6 +72,48 @@ def soft(
   _same_shape(student, teacher)
   lq, lp = _log_probs(student, teacher, temperature)
   return temperature**2 * _divergence(lq, lp, divergence)
+
+
+def top_k(
+  student: Float[Array, "... V"],
+  ids: Int[Array, "... K"],
+  log_probs: Float[Array, "... K"],
+  temperature: Scalar,
+  divergence: divergences.Divergence = divergences.forward_kl,
+  tail: str = "bucket",
+) -> Float[Array, "..."]:
+  """Computes T^2 D(p_T || q_T) where the teacher gave K classes alone.
+
+  With "bucket" the V - K others are one class on both sides; with "renormalize"
+  they are dropped, and both sides are normalised over the K.
+
+  Args:
+    student: the student's logits.
+    ids: the K classes, distinct.
+    log_probs: the teacher's log p_T of each, normalised over all V.
+    temperature: T > 0.
+    divergence: as in `soft`.
+    tail: "bucket" or "renormalize".
+
+  Returns:
+    Nats per example, times T^2.
+
+  >>> z = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+  >>> p = jnp.log(jnp.array([[0.7]]))
+  >>> print(f"{top_k(z, jnp.array([[0]]), p, 1.0)[0]:.4f}")  # of 0.7 and 0.3
+  0.0823
+  """
+  lead, v = student.shape[:-1], student.shape[-1]
+  teacher = TopK(
+    ids.reshape(-1, ids.shape[-1]),
+    jax.lax.stop_gradient(log_probs).reshape(-1, ids.shape[-1]),
+    tail,
+  )
+  z = jnp.asarray(student).astype(jnp.float32).reshape(-1, v)
+  z = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+  alive = jnp.ones(len(z), bool)
+  lq, lp = reference.topk_pair(z / temperature, teacher, alive)
+  return temperature**2 * _divergence(lq, lp, divergence).reshape(lead)
 
 
 def dkd(

@@ -67,6 +67,15 @@ def integers(low: int) -> Check:
   )
 
 
+def numbers(rule: Check) -> Check:
+  return Check(
+    f"a tuple of at least one, each {rule.words}",
+    lambda v: (
+      isinstance(v, tuple | list) and len(v) > 0 and all(map(rule.accepts, v))
+    ),
+  )
+
+
 def choice(*names) -> Check:
   return Check(
     "one of " + ", ".join(map(repr, names)),
@@ -161,9 +170,15 @@ SECTIONS: dict[str, Any] = {
     "size": optional(integer(1)),
     "omit_classes": integers(0),
     "only_classes": integers(0),
-    "samples": integer(1),
+    "keep": choice("dense", "top_k"),
+    "k": integer(1),
+    "temperatures": numbers(number(above=0)),
+    "dtype": choice("float32", "bfloat16", "int8"),
+    "samples": integer(0),
     "temperature": number(above=0),
     "seed": integer(0),
+    "path": TEXT,
+    "shard_size": integer(1),
   },
   "student": {},
   "train": TRAIN | {"runs": choice("auto", "vmap", "map")},

@@ -5,6 +5,7 @@ axis, so that a batch of the signal is the same pytree with fewer rows.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +45,69 @@ class Dense(_Rows):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopK(_Rows):
-  """The K likeliest classes, best first, with their log-probabilities (T = 1).
+  """The K likeliest classes, in any order, and how much the others hold.
 
-  The log-probabilities are those of the whole distribution: they sum to less
-  than one, and what is missing is the tail's mass.
+  With z the logits less the row's largest, at each of M temperatures
+
+      lse_T = log sum_v exp(z_v / T),  tail_T = 1 - sum_k exp(z_k / T - lse_T)
+
+  over all V classes, so that the K log-probabilities at T are those of the
+  whole distribution: log p_T(v) = z_v / T - lse_T.
+
+  Attributes:
+    ids: the classes.
+    logits: z of each; the row's largest is 0.
+    lse: log-sum-exp at each temperature.
+    tail: the mass of the other V - K classes at each temperature.
+    temperatures: the M of them.
   """
 
   ids: Int[Array, "N K"]
-  log_probs: Float[Array, "N K"]
+  logits: Float[Array, "N K"]
+  lse: Float[Array, "N M"]
+  tail: Float[Array, "N M"]
+  temperatures: tuple[float, ...] = dataclasses.field(
+    default=(1.0,), metadata={"static": True}
+  )
+
+  @property
+  def answer(self) -> Int[Array, "N"]:
+    """The likeliest class."""
+    best = jnp.argmax(self.logits, -1, keepdims=True)
+    return jnp.take_along_axis(self.ids, best, -1)[..., 0]
+
+  @property
+  def log_probs(self) -> Float[Array, "N K"]:
+    """The log-probabilities at T = 1, which must be among the temperatures."""
+    if 1.0 not in self.temperatures:
+      raise ValueError(f"kept at T = {self.temperatures}, not at 1.0")
+    return self.log_probs_at(1.0)
+
+  def log_probs_at(self, temperature) -> Float[Array, "N K"]:
+    """Returns log p_T of the K classes; T is one of `temperatures`.
+
+    They are made to sum to 1 - tail_T, which is exact, so that what rounding
+    did to the logits moves no mass between these classes and the others.
+    """
+    kept = jnp.asarray(self.temperatures)
+    tail = jnp.take(self.tail, jnp.argmin(jnp.abs(kept - temperature)), -1)
+    log_probs = jax.nn.log_softmax(self.logits / temperature)
+    return log_probs + jnp.log1p(-tail)[..., None]
+
+  def narrow(self, k: int) -> "TopK":
+    """Returns the k likeliest of these, best first."""
+    logits, order = jax.lax.top_k(self.logits, k)
+    ids = jnp.take_along_axis(self.ids, order, -1)
+    tail = [
+      -jnp.expm1(
+        jax.nn.logsumexp(
+          jnp.take_along_axis(self.log_probs_at(t), order, -1), -1
+        )
+      )
+      for t in self.temperatures
+    ]
+    tail = jnp.clip(jnp.stack(tail, -1), 0.0, 1.0)
+    return TopK(ids, logits, self.lse, tail, self.temperatures)
 
 
 @jax.tree_util.register_dataclass
@@ -90,14 +146,14 @@ class Signal(_Rows):
   """All that the arms of a study may read of a transfer set.
 
   `truth` is -1 where the transfer set is unlabelled. `dense` has the teacher's
-  `logits`: stored ones, or those of a live teacher's outputs; a black box has
-  none. Its `rejected` are alternatives known to be worse than any sample, -1
-  where there are fewer than R.
+  `logits`: stored ones of all classes or of the likeliest, or those of a live
+  teacher's outputs; a black box has none. Its `rejected` are alternatives known
+  to be worse than any sample, -1 where there are fewer than R.
   """
 
   truth: Labels
   answer: Labels
-  dense: Dense | Outputs | None
+  dense: Dense | TopK | Outputs | None
   samples: Samples
   rejected: Int[Array, "N R"] | None = None
 
@@ -111,25 +167,56 @@ def of_labels(ids: ArrayLike) -> Signal:
   return Signal(truth=labels, answer=labels, dense=Dense(none), samples=empty)
 
 
-def top_k(dense: Dense | Outputs, k: int) -> TopK:
-  """Keeps the k likeliest classes of each row, exactly."""
-  log_probs, ids = jax.lax.top_k(
-    jax.nn.log_softmax(dense.logits.astype(jnp.float32)), k
+def top_k(
+  dense: Dense | TopK | Outputs,
+  k: int,
+  temperatures: Sequence[float] = (1.0,),
+) -> TopK:
+  """Keeps the k likeliest classes of each row, exactly; of equals the first.
+
+  Args:
+    dense: the logits; of a TopK, its own temperatures stay.
+    k: how many.
+    temperatures: at which log-sum-exp and tail are kept.
+  """
+  if isinstance(dense, TopK):
+    return dense.narrow(k)
+  z = dense.logits.astype(jnp.float32)
+  z = z - jnp.max(z, -1, keepdims=True)
+  logits, ids = jax.lax.top_k(z, k)
+  rows = jnp.arange(len(z))[:, None]
+  others = z.at[rows, ids].set(-jnp.inf)
+  lse = [jax.nn.logsumexp(z / t, -1) for t in temperatures]
+  tail = [
+    jnp.exp(jax.nn.logsumexp(others / t, -1) - total)
+    for t, total in zip(temperatures, lse, strict=True)
+  ]
+  return TopK(
+    ids.astype(jnp.int32),
+    logits,
+    jnp.stack(lse, -1),
+    jnp.stack(tail, -1),
+    tuple(temperatures),
   )
-  return TopK(ids, log_probs)
 
 
 def sample(
-  key: Array, dense: Dense | Outputs, *, k: int, temperature: float
+  key: Array,
+  dense: Dense | Outputs,
+  *,
+  k: int,
+  temperature: float,
+  first: ArrayLike = 0,
 ) -> Samples:
   """Draws k answers a row from softmax(logits / temperature).
 
-  Row n's draws depend on the key and on n alone, so that a larger transfer
-  set keeps the draws of a smaller one.
+  The draws of row n, counted from `first`, depend on the key and on n alone,
+  so that a larger transfer set keeps those of a smaller one, and a part of it
+  those of the whole.
   """
   log_probs = jax.nn.log_softmax(dense.logits.astype(jnp.float32) / temperature)
   keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(
-    jnp.arange(len(log_probs))
+    first + jnp.arange(len(log_probs))
   )
   ids = jax.vmap(lambda key, lp: jax.random.categorical(key, lp, shape=(k,)))(
     keys, log_probs
@@ -146,6 +233,7 @@ def of_teacher(
   samples: int,
   temperature: float,
   key: Array,
+  first: ArrayLike = 0,
 ) -> Signal:
   """Makes the signal of N examples from what the teacher makes of them.
 
@@ -155,6 +243,7 @@ def of_teacher(
     samples: K, the answers drawn a row.
     temperature: at which they are drawn.
     key: of the draws.
+    first: the transfer set's row that these begin with.
   """
   answer = Labels(teacher.answer)
   if truth is None:
@@ -163,7 +252,9 @@ def of_teacher(
     truth=Labels(jnp.asarray(truth, jnp.int32)),
     answer=answer,
     dense=teacher,
-    samples=sample(key, teacher, k=samples, temperature=temperature),
+    samples=sample(
+      key, teacher, k=samples, temperature=temperature, first=first
+    ),
   )
 
 

@@ -29,6 +29,7 @@ from kd import (
   files,
   filters,
   ingest,
+  label,
   program,
   report,
   schema,
@@ -91,6 +92,7 @@ def run(
   for name, arm in settings["arms"].items():
     path = f"arms.{name}.signal.jitter"
     teacher.check_jitter(path, arm["signal"]["jitter"], task)
+    label.check(f"arms.{name}.signal", arm["signal"], task.num_classes)
   if black_box:
     blackbox.check(task)
   _check_evaluate(settings, task, black_box)
@@ -99,6 +101,7 @@ def run(
   if not black_box:  # or else what there is to draw from isn't known yet
     for group in groups:
       _draw(group.signal, task, seeds, start[group.signal["pool"]])
+    _check_stores(groups, task, start)
   folder = folder or workdir.default(settings)
   need = _bytes_needed(groups, settings, task)
   try:
@@ -278,7 +281,7 @@ class _Study:
     made = self._stored(pool, start)
     if not chain:
       return made, None
-    assert made.dense is not None  # a stored signal of a model has logits
+    assert isinstance(made.dense, signals.Dense)  # kd.config sees to it
     probs = np.asarray(jax.nn.softmax(made.dense.logits))
     truth = np.asarray(made.truth.ids)
     kept, funnel = filters.keep(probs, truth, self.task.class_names, chain)
@@ -295,25 +298,30 @@ class _Study:
     # What a filter keeps of a signal is no part of it.
     pool = {k: v for k, v in pool.items() if k not in FILTER}
     split = self.task.train
-    expected = {
-      "signal": dict(pool),
-      "rows": [start, len(split)],
-      "teacher": self.teacher.fingerprint,
-      "task": self.task.fingerprint,
-      "num_classes": self.task.num_classes,
-    }
-    folder = os.path.join(self.folder, "signals", workdir.digest(pool))
-    if not store.exists(folder):
-      rows = np.arange(start, len(split))
-      made = signals.make(
-        self.teacher.logits(split, rows, self.task, self.batch),
-        split.labels()[start:] if pool["labelled"] else None,
-        samples=pool["samples"],
-        temperature=pool["temperature"],
-        seed=pool["seed"],
-      )
-      store.write(folder, made, expected)
-    return store.read(folder, expected)
+
+    def logits(rows):
+      return self.teacher.logits(split, start + rows, self.task, self.batch)
+
+    plan = label.Plan(
+      section=pool,
+      count=len(split) - start,
+      num_classes=self.task.num_classes,
+      inputs=lambda rows: split.read(start + rows),
+      logits=logits,
+      truth=split.labels()[start:] if pool["labelled"] else None,
+      facts=_facts(self.task, start)
+      | {
+        "teacher": self.teacher.fingerprint,
+        "teacher_model": dict(self.teacher.model),
+      },
+      batch=self.batch,
+    )
+    folder = pool["path"] or os.path.join(
+      self.folder, "signals", workdir.digest(plan.kept["signal"])
+    )
+    if not pool["path"]:
+      label.label(folder, plan)
+    return store.read(folder, plan.kept, _keys(self.task, start))
 
   def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
     settings = self.settings
@@ -459,6 +467,36 @@ def _draw(section, task, seeds, start, kept=None) -> np.ndarray:
   return start + np.stack(drawn)
 
 
+def _facts(task: data.Task, start: int) -> dict[str, Any]:
+  """Returns what a store says of the data that it is of."""
+  return {
+    "task": task.fingerprint,
+    "slices": list(task.slices),
+    "rows": [start, len(task.train)],
+  }
+
+
+def _keys(task: data.Task, start: int) -> store.Keys:
+  """Returns the keys of a pool's examples: of all, or where reading them all
+  takes long, of some that are evenly spaced."""
+  count = len(task.train) - start
+  most = count if task.resident else data.SAMPLE
+  rows = np.unique(np.linspace(0, count - 1, min(count, most), dtype=int))
+  return store.Keys(rows, store.keys(task.train.read(start + rows)))
+
+
+def _check_stores(groups, task, starts) -> None:
+  """Checks the stores that arms name, less what only the teacher can say."""
+  for group in groups:
+    section = group.signal
+    if section["path"]:
+      start = starts[section["pool"]]
+      pool = {k: v for k, v in section.items() if k not in DRAW + STEP + FILTER}
+      facts = {"num_classes": task.num_classes, **_facts(task, start)}
+      signal = {k: v for k, v in pool.items() if k not in label.PLACE}
+      store.check(section["path"], facts | {"signal": signal})
+
+
 def _check_evaluate(
   settings: Mapping[str, Any], task: data.Task, black_box: bool
 ) -> None:
@@ -496,8 +534,14 @@ def _bytes_needed(groups, settings, task) -> int:
   size = settings["seeds"] * sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
   )
-  signal = settings["signal"]
-  row = 4 * (2 + task.num_classes + 2 * signal["samples"])
+  pools = {
+    transfer_of(
+      {k: v for k, v in g.signal.items() if k not in DRAW + STEP + FILTER}
+    ): (store.row_bytes(g.signal, task.num_classes))
+    for g in groups
+    if not g.signal["live"] and not g.signal["path"]
+  }
+  row = sum(pools.values())
   # One checkpoint more than are kept is there while the next is written.
   kept = settings["train"]["keep"] + 1
   return kept * size + len(task.train) * row + 2**25

@@ -6,6 +6,7 @@ a teacher.json that says what it is. Another study takes it from there with
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -50,15 +51,23 @@ class Teacher:
   weights: Mapping[str, Any]
   fingerprint: str
 
+  @functools.cached_property
+  def _everywhere(self):
+    return apply.everywhere(self.weights)
+
   def logits(self, split: data.Split, rows, task: data.Task, batch: int):
-    """Returns the logits [N, V] on the split's `rows`, as numpy float32."""
-    forward = apply.forward(self.model, task, batch)
-    return np.concatenate(
-      [
-        np.asarray(forward(self.weights, split.read(rows[i : i + batch])))
-        for i in range(0, len(rows), batch)
-      ]
-    )
+    """Returns the logits [N, V] on the split's `rows`, as numpy float32.
+
+    Every batch is padded to the same shape, and spread over the devices.
+    """
+    forward, ahead = apply.spread(self.model, task, batch)
+    out = []
+    for i in range(0, len(rows), ahead):
+      inputs = split.read(rows[i : i + ahead])
+      lacking = [(0, ahead - len(inputs)), *[(0, 0)] * (inputs.ndim - 1)]
+      logits = forward(self._everywhere, np.pad(inputs, lacking))
+      out.append(np.asarray(logits)[: len(inputs)])
+    return np.concatenate(out)
 
 
 def options(section: Mapping[str, Any]) -> dict[str, Any]:

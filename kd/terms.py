@@ -19,7 +19,7 @@ from kd.errors import UserError
 from kd.models import Outputs
 from kd.schema import Check
 from kd.signals import Signal
-from kernels import Logits
+from kernels import Logits, TopK
 
 Keys = Mapping[str, Check]
 Loss = Float[Array, "B"]
@@ -30,6 +30,7 @@ HARD_TARGET = schema.choice("answer", "truth", "best")
 SAMPLES = schema.integer(1)
 SCORES = schema.choice("votes", "log_probs", "scores")
 CANDIDATES = schema.choice("sampled", "all")
+TAIL = schema.choice("bucket", "renormalize")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Objective:
   decides which others are needed. `fused`, if there is one, gives the arguments
   with which kernels.distill_loss computes the weighted mean of the loss:
   (signal, weight, **keys) -> arguments. `reads` says what of the signal the
-  loss needs: "answers" or "samples", which every teacher leaves, the "logits"
-  that a black box keeps to itself, or the "rejected" that only it may have.
+  loss needs: "answers" or "samples", which every teacher leaves; "logits", of
+  which a top-k signal has the "top_k" alone and a black box none; or the
+  "rejected" that only a black box may have.
   """
 
   loss: Callable[..., Loss]
@@ -57,7 +59,8 @@ def _target(signal: Signal, target: str):
 
 
 def _logits(signal: Signal):
-  assert signal.dense is not None  # kd.arms refuses what reads them otherwise
+  # kd.arms refuses what reads logits that are not there.
+  assert signal.dense is not None
   return signal.dense.logits
 
 
@@ -88,6 +91,69 @@ def _soft_fused(
     "temperature": temperature,
     "soft_weight": weight,
   }
+
+
+def _top_k(
+  student: Outputs,
+  signal: Signal,
+  *,
+  k,
+  tail,
+  temperature,
+  divergence,
+  **parameters,
+) -> Loss:
+  top = _likeliest(signal, k)
+  return objectives.top_k(
+    student.logits,
+    top.ids,
+    _log_probs(signal, top, temperature),
+    temperature,
+    divergences.get(divergence, **parameters),
+    tail,
+  )
+
+
+def _top_k_fused(
+  signal: Signal,
+  weight,
+  *,
+  k,
+  tail,
+  temperature,
+  divergence,
+  **parameters,
+) -> dict[str, Any]:
+  top = _likeliest(signal, k)
+  return {
+    "teacher": TopK(top.ids, _log_probs(signal, top, temperature), tail),
+    "divergence": divergences.get(divergence, **parameters),
+    "temperature": temperature,
+    "soft_weight": weight,
+  }
+
+
+def _likeliest(signal: Signal, k: int) -> signals.TopK:
+  """Returns the top k in any order, without a search where they are stored."""
+  dense = signal.dense
+  if isinstance(dense, signals.TopK) and dense.ids.shape[-1] == k:
+    return dense
+  assert dense is not None  # as in _logits
+  return signals.top_k(dense, k)
+
+
+def _log_probs(signal: Signal, top: signals.TopK, temperature):
+  """Returns log p_T of the top k; a stored one knows it at its own T alone."""
+  if isinstance(signal.dense, signals.TopK):
+    return top.log_probs_at(temperature)
+  logits = _logits(signal).astype(jnp.float32)
+  logits = logits - jnp.max(logits, -1, keepdims=True)
+  lse = jax.nn.logsumexp(logits / temperature, -1, keepdims=True)
+  return top.logits / temperature - lse
+
+
+def _top_k_keys(path: str, arm: Mapping) -> Keys:
+  return {**_soft_keys(path, arm), "k": schema.integer(1), "tail": TAIL}
 
 
 def _soft_keys(path: str, arm: Mapping) -> Keys:
@@ -247,7 +313,8 @@ def _pairwise(
 
 
 def _partial_plackett_luce(student: Outputs, signal: Signal, *, k) -> Loss:
-  top = signals.top_k(signals.Dense(_logits(signal)), k)
+  assert signal.dense is not None  # as in _logits
+  top = signals.top_k(signal.dense, k)  # best first
   return ranking.partial_plackett_luce(student.logits, top.ids)
 
 
@@ -266,6 +333,7 @@ DIVERGENCES: dict[str, Keys] = {  # and the parameters of each
 OBJECTIVES: dict[str, Objective] = {
   "hard": Objective(_hard, {"target": HARD_TARGET}, _hard_fused, "answers"),
   "soft": Objective(_soft, _soft_keys, _soft_fused),
+  "top_k": Objective(_top_k, _top_k_keys, _top_k_fused, "top_k"),
   "dkd": Objective(
     _dkd,
     {
@@ -305,6 +373,6 @@ OBJECTIVES: dict[str, Objective] = {
     reads="samples",
   ),
   "partial_plackett_luce": Objective(
-    _partial_plackett_luce, {"k": schema.integer(1)}
+    _partial_plackett_luce, {"k": schema.integer(1)}, reads="top_k"
   ),
 }

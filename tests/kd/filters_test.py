@@ -217,9 +217,7 @@ class DistributionTest(parameterized.TestCase):
     self.assertEqual(said, [["a (0.70)"], ["b (1.00)"]])
 
   def test_texts_are_another_matter(self):
-    with self.assertRaisesRegex(
-      UserError, "f.0..name = 'length': looks"
-    ):
+    with self.assertRaisesRegex(UserError, "f.0..name = 'length': looks"):
       filters.check("f", (dict(name="length", high=9),), black_box=False)
 
 
