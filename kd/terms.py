@@ -19,7 +19,7 @@ from kd.errors import UserError
 from kd.models import Outputs
 from kd.schema import Check
 from kd.signals import Signal
-from kernels import Logits, TopK
+from kernels import Logits
 
 Keys = Mapping[str, Check]
 Loss = Float[Array, "B"]
@@ -29,7 +29,7 @@ TARGET = schema.choice("answer", "truth")
 SAMPLES = schema.integer(1)
 SCORES = schema.choice("votes", "log_probs")
 CANDIDATES = schema.choice("sampled", "all")
-TAIL = schema.choice("bucket", "renormalize")
+TAIL = schema.choice("bucket", "zero", "renormalize")
 # What needs the logits of all classes, which a top-k signal has not.
 ALL_LOGITS = ("soft", "dkd", "dist")
 
@@ -116,7 +116,9 @@ def _top_k_fused(
 ) -> dict[str, Any]:
   top = _likeliest(signal, k)
   return {
-    "teacher": TopK(top.ids, _log_probs(signal, top, temperature), tail),
+    "teacher": objectives.top_k_teacher(
+      top.ids, _log_probs(signal, top, temperature), tail
+    ),
     "divergence": divergences.get(divergence, **parameters),
     "temperature": temperature,
     "soft_weight": weight,
