@@ -20,7 +20,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Int32
 
-import kd.builders  # noqa: F401  registers digits and mnist_subset
+import kd.builders
+import kd.triples  # noqa: F401  these two register our data sets
 from kd import features, slices
 from kd.errors import UserError, why
 from kd.order import SPLIT, permutation, positions, stream, subset

@@ -84,8 +84,10 @@ def top_k(
 ) -> Float[Array, "..."]:
   """Computes T^2 D(p_T || q_T) where the teacher gave K classes alone.
 
-  With "bucket" the V - K others are one class on both sides; with "renormalize"
-  they are dropped, and both sides are normalised over the K.
+  With "bucket" the V - K others are one class on both sides. With "zero" the
+  teacher's K are normalised and the others get 0, so that the student learns
+  to leave them out. With "renormalize" both sides are normalised over the K,
+  so that the student's mass on the others is free.
 
   Args:
     student: the student's logits.
@@ -93,7 +95,7 @@ def top_k(
     log_probs: the teacher's log p_T of each, normalised over all V.
     temperature: T > 0.
     divergence: as in `soft`.
-    tail: "bucket" or "renormalize".
+    tail: "bucket", "zero" or "renormalize".
 
   Returns:
     Nats per example, times T^2.
@@ -104,7 +106,7 @@ def top_k(
   0.0823
   """
   lead, v = student.shape[:-1], student.shape[-1]
-  teacher = TopK(
+  teacher = top_k_teacher(
     ids.reshape(-1, ids.shape[-1]),
     jax.lax.stop_gradient(log_probs).reshape(-1, ids.shape[-1]),
     tail,
@@ -114,6 +116,15 @@ def top_k(
   alive = jnp.ones(len(z), bool)
   lq, lp = reference.topk_pair(z / temperature, teacher, alive)
   return temperature**2 * _divergence(lq, lp, divergence).reshape(lead)
+
+
+def top_k_teacher(
+  ids: Int[Array, "N K"], log_probs: Float[Array, "N K"], tail: str
+) -> TopK:
+  """Returns what the kernels take for one of the tails of `top_k`."""
+  if tail == "zero":  # a bucket that the teacher gives nothing
+    return TopK(ids, jax.nn.log_softmax(log_probs), "bucket")
+  return TopK(ids, log_probs, tail)
 
 
 def dkd(

@@ -13,6 +13,9 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from kd.models import Outputs
 
+# The classes from which on a draw costs one random number instead of V.
+MANY_CLASSES = 256
+
 
 class _Rows:
   """A pytree of arrays [N, ...]; `at(rows)` selects along N."""
@@ -218,12 +221,23 @@ def sample(
   keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(
     first + jnp.arange(len(log_probs))
   )
-  ids = jax.vmap(lambda key, lp: jax.random.categorical(key, lp, shape=(k,)))(
-    keys, log_probs
-  )
+  many = log_probs.shape[-1] >= MANY_CLASSES
+  draw = _invert if many else jax.random.categorical
+  ids = jax.vmap(lambda key, lp: draw(key, lp, shape=(k,)))(keys, log_probs)
   return Samples(
     ids.astype(jnp.int32), jnp.take_along_axis(log_probs, ids, axis=-1)
   )
+
+
+def _invert(key: Array, log_probs: Float[Array, "V"], shape) -> Array:
+  """Draws by inverting the distribution function, one number a draw.
+
+  The function has float32's rounding: a class's probability is kept to 2e-7.
+  """
+  summed = jnp.cumsum(jnp.exp(log_probs))
+  drawn = jax.random.uniform(key, shape) * summed[-1]
+  ids = jnp.searchsorted(summed, drawn, side="right")
+  return jnp.minimum(ids, len(summed) - 1)
 
 
 def of_teacher(

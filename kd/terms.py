@@ -19,7 +19,7 @@ from kd.errors import UserError
 from kd.models import Outputs
 from kd.schema import Check
 from kd.signals import Signal
-from kernels import Logits, TopK
+from kernels import Logits
 
 Keys = Mapping[str, Check]
 Loss = Float[Array, "B"]
@@ -30,7 +30,7 @@ HARD_TARGET = schema.choice("answer", "truth", "best")
 SAMPLES = schema.integer(1)
 SCORES = schema.choice("votes", "log_probs", "scores")
 CANDIDATES = schema.choice("sampled", "all")
-TAIL = schema.choice("bucket", "renormalize")
+TAIL = schema.choice("bucket", "zero", "renormalize")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,9 @@ def _top_k_fused(
 ) -> dict[str, Any]:
   top = _likeliest(signal, k)
   return {
-    "teacher": TopK(top.ids, _log_probs(signal, top, temperature), tail),
+    "teacher": objectives.top_k_teacher(
+      top.ids, _log_probs(signal, top, temperature), tail
+    ),
     "divergence": divergences.get(divergence, **parameters),
     "temperature": temperature,
     "soft_weight": weight,

@@ -38,6 +38,7 @@ _OBJECTIVES = {
   "plackett_luce": "Plackett-Luce on the teacher's samples",
   "pairwise_logistic": "pairwise order of the teacher's samples",
   "partial_plackett_luce": "order of the teacher's top k",
+  "top_k": "the teacher's top k",
 }
 _TARGETS = {
   "answer": "teacher's answers",
