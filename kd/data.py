@@ -21,6 +21,7 @@ from absl import logging
 from jaxtyping import Int32
 
 import kd.builders  # noqa: F401  registers digits and mnist_subset
+import kd.file_types  # noqa: F401  registers file_types
 from kd import features, slices
 from kd.errors import UserError, why
 from kd.order import SPLIT, permutation, positions, stream, subset
