@@ -63,6 +63,7 @@ def defaults() -> ConfigDict:
       },
       "teacher": {
         "path": "",  # the teacher/ folder of an earlier study
+        "pretrained": False,  # published weights instead of training
         "seed": 0,
         "fraction": 1.0,  # of the train split, its first rows
         "select": "last",  # or best, on validation

@@ -23,8 +23,8 @@ BLOCK = 4096  # bytes read at each end of a file
 HALF = magika.LENGTH // 2  # bytes kept of each
 PADDING = 256
 FEWEST_BYTES = 8  # with fewer Magika does not ask its network
-PER_PACKAGE = 40  # files of one type from one package
-PER_SPLIT = {"train": 200, "validation": 60, "test": 60}  # files of one type
+PER_PACKAGE = 100  # files of one type from one package
+PER_SPLIT = {"train": 400, "validation": 60, "test": 60}  # files of one type
 FEWEST = {"train": 3, "test": 2}  # files of a type, or it is left out
 
 # Endings that name one of Magika's types, and only one. `.h` (C or C++), `.m`,

@@ -99,6 +99,7 @@ ARM_TRAIN = ("optimizer", "learning_rate", "weight_decay", "momentum")
 
 TEACHER = {
   "path": TEXT,
+  "pretrained": FLAG,
   "seed": integer(0),
   "fraction": number(above=0, high=1),
   "select": choice("last", "best"),
