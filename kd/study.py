@@ -24,6 +24,7 @@ from kd import (
   data,
   evaluate,
   files,
+  latency,
   program,
   report,
   signals,
@@ -134,7 +135,8 @@ class _Study:
     if last >= PHASES.index("evaluate"):
       with self.clock.phase("evaluate"):
         results = self._evaluate(states, transfers)
-      results["provenance"] = self._provenance()
+        times = self._latency(results, states)
+      results["provenance"] = self._provenance() | {"latency_seconds": times}
       files.write_json(os.path.join(self.folder, "results.json"), results)
     if last >= PHASES.index("report"):
       logging.info("report: %s", report.write(self.folder))
@@ -308,6 +310,21 @@ class _Study:
         }
         for name, arm in settings["arms"].items()
       },
+    }
+
+  def _latency(self, results, states) -> dict[str, Any]:
+    """Adds the models' sizes to the results, and returns their latencies."""
+    teacher, arms = self.teacher, list(self.settings["arms"])
+    asked = {"teacher": (teacher.model, teacher.weights)}
+    student = self.settings["student"]
+    asked |= latency.distinct(self.groups, states, student, arms)
+    results["models"] = {
+      name: {"name": model["name"], "parameters": latency.parameters(weights)}
+      for name, (model, weights) in asked.items()
+    }
+    return {
+      name: latency.measure(model, weights, self.task, self.batch)
+      for name, (model, weights) in asked.items()
     }
 
   def _counts(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
