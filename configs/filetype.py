@@ -8,8 +8,8 @@ the human label of a file is its name's ending. Arms take from the teacher
   hard         its answer: the baseline
   soft, jsd    its distribution, at T = 1, 2 and 4
   frequencies  those of K = 16 sampled answers
-  rank*        rankings: subset ListNet of 16 answers drawn at T = 4, votes of
-               16 answers at T = 1, the order of its top 3
+  rank*        rankings: subset ListNet of 16 answers drawn at T = 4, pairs by
+               the votes of 16 drawn at T = 1, the order of its top 3
   dist         relations within and between classes, beside its answer
 
 or from people: `truth` has the labels of 30, 100, 300 or all files, `both` all
@@ -59,7 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.train.update(
     dict(steps=400, batch_size=64, learning_rate=5e-3, schedule="cosine")
   )
-  config.train.update(dict(log_every=50, checkpoint_every=200))
+  config.train.update(dict(log_every=50, checkpoint_every=200, runs="map"))
   config.evaluate.batch_size = 128  # the teacher's activations: 0.25 GB
 
   def soft(divergence="forward_kl", **keys):
@@ -80,12 +80,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       temperature=4.0,
       signal=dict(temperature=4.0),
     ),
-    rank_votes=dict(
-      objective="plackett_luce",
+    rank_pairs=dict(
+      objective="pairwise_logistic",
       samples=16,
       scores="votes",
       candidates="all",
-      ties="average",
+      weights="difference",
     ),
     rank_top=dict(objective="partial_plackett_luce", k=3),
     dist=dict(
