@@ -65,14 +65,14 @@ def options(section: Mapping[str, Any]) -> dict[str, Any]:
 def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
   """Checks a config's teacher section, against its task once that is known."""
   if section["path"]:
-    found = _description(section["path"])
-    if task is not None:
-      _check_fit(section["path"], found, task)
     if section["pretrained"]:
       raise UserError(
         f"teacher.pretrained = True: expected False, since teacher.path = "
         f"{section['path']!r} says where the teacher is"
       )
+    found = _description(section["path"])
+    if task is not None:
+      _check_fit(section["path"], found, task)
     return
   if "name" not in section:
     raise UserError("teacher.name is missing: expected a model's name")

@@ -87,7 +87,6 @@ class PublishedTest(parameterized.TestCase):
   @parameterized.parameters(
     ({"name": "mlp"}, "'mlp' has no published weights.*magika"),
     ({"path": "somewhere"}, "teacher.pretrained = True.*teacher.path"),
-    ({"pretrained": 1}, "teacher.pretrained = 1: expected True or False"),
     ({"level": 3}, "teacher.level = 3: no option"),
   )
   def test_bad_sections(self, section, message):
