@@ -32,6 +32,7 @@ class WindowTest(parameterized.TestCase):
     from magika import Magika
     from magika.types.seekable import Seekable
 
+    folder = self.enterContext(tempfile.TemporaryDirectory())
     rng = np.random.default_rng(size)
     space, letters = b" \t\n\r\x0b\f", bytes(range(256))
     for alphabet in (letters, space + b"a", space):
@@ -39,7 +40,7 @@ class WindowTest(parameterized.TestCase):
       theirs = Magika._extract_features_from_seekable(
         Seekable(io.BytesIO(content)), 1024, 0, 1024, 256, 4096, False
       )
-      path = pathlib.Path(self.create_tempfile().full_path)
+      path = pathlib.Path(folder, "file")
       path.write_bytes(content)
       np.testing.assert_array_equal(
         file_types.read(path), [*theirs.beg, *theirs.end]
@@ -126,6 +127,8 @@ class GatherTest(absltest.TestCase):
       "a/b.tar.gz": "gzip",
       "x.h": None,
       "README": None,
+      "../../../bin/tool.py": None,
+      "../../../share/jupyter/a.j2": "jinja",
       ".py": None,
       "a/CMakeLists.txt": None,
       "a-1.dist-info/entry_points.txt": None,
