@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   )
   config.student = student
   config.train.update(
-    dict(steps=400, batch_size=64, learning_rate=5e-3, schedule="cosine")
+    dict(steps=400, batch_size=64, learning_rate=1e-2, schedule="cosine")
   )
   config.train.update(dict(log_every=50, checkpoint_every=200, runs="map"))
   config.evaluate.batch_size = 128  # the teacher's activations: 0.25 GB
