@@ -66,6 +66,7 @@ def defaults() -> ConfigDict:
         # The teacher/ folder of an earlier study; or what a black box answered:
         # JSONL or Parquet (kd.answers), or a store of kd.ingest.
         "path": "",
+        "pretrained": False,  # published weights instead of training
         "black_box": False,  # only sampled answers, as text, leave the teacher
         "extract": "",  # regular expression; its group 1 is the answer
         "max_bad": 0.02,  # of a black box's lines

@@ -21,7 +21,8 @@ from absl import logging
 from jaxtyping import Int32
 
 import kd.builders
-import kd.triples  # noqa: F401  these two register our data sets
+import kd.file_types
+import kd.triples  # noqa: F401  these three register our data sets
 from kd import features, slices
 from kd.errors import UserError, why
 from kd.order import SPLIT, permutation, positions, stream, subset

@@ -9,76 +9,19 @@ To add a model, write a class with `__call__` and `head`, and add it to MODELS;
 its keyword arguments are its options in a config.
 """
 
-import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
+from kd.byte_cnn import ByteCNN
 from kd.errors import UserError
-from kernels import Head, token_log_probs
-
-# The classes from which on what is asked of a few of them is computed without
-# the logits of all. Chosen, not measured: well above the usual K of samples.
-LARGE_VOCABULARY = 2048
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Outputs:
-  """What a model makes of a batch, before its head is applied."""
-
-  hidden: Float[Array, "B H"]
-  kernel: Float[Array, "H V"]
-  bias: Float[Array, "V"]
-
-  @property
-  def num_classes(self) -> int:
-    return self.kernel.shape[-1]
-
-  @property
-  def head(self) -> Head:
-    """What the kernels compute the logits from."""
-    return Head(self.hidden, self.kernel, self.bias)
-
-  @property
-  def logits(self) -> Float[Array, "B V"]:
-    return self.hidden @ self.kernel + self.bias
-
-  def logits_at(self, ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
-    """Returns the logits of K classes, without the others if V is large."""
-    if self.num_classes < LARGE_VOCABULARY:
-      return jnp.take_along_axis(self.logits, ids, axis=-1)
-    columns = jnp.take(self.kernel, ids, axis=-1)  # [H, B, K]
-    return jnp.einsum("bh,hbk->bk", self.hidden, columns) + self.bias[ids]
-
-  def log_probs_at(
-    self, ids: Int[Array, "B K"], temperature
-  ) -> Float[Array, "B K"]:
-    """Returns log softmax(logits / T) of K classes, K >= 1."""
-    if self.num_classes < LARGE_VOCABULARY:
-      log_probs = jax.nn.log_softmax(self.logits / temperature)
-      return jnp.take_along_axis(log_probs, ids, axis=-1)
-    first = token_log_probs(self.head, ids[:, 0], temperature=temperature)
-    scores = self.logits_at(ids) / temperature
-    return scores - scores[:, :1] + first[:, None]
-
-  @property
-  def answer(self) -> Int[Array, "B"]:
-    """The likeliest class, found a few examples at a time if V is large."""
-
-    def best(hidden):
-      return jnp.argmax(hidden @ self.kernel + self.bias, -1).astype(jnp.int32)
-
-    if self.num_classes < LARGE_VOCABULARY:
-      return best(self.hidden)
-    at_a_time = max(1, (1 << 22) // self.num_classes)
-    return jax.lax.map(best, self.hidden, batch_size=at_a_time)
+from kd.magika import Magika
+from kd.outputs import Outputs, outputs
 
 
 class MLP(nnx.Module):
@@ -117,7 +60,7 @@ class MLP(nnx.Module):
     x_BxD = _drop(self.input_dropout, x_BxD, rngs)
     for layer in self.layers:
       x_BxD = _drop(self.dropout, nnx.relu(layer(x_BxD)), rngs)
-    return _outputs(x_BxD, self.head)
+    return outputs(x_BxD, self.head)
 
 
 class CNN(nnx.Module):
@@ -167,10 +110,15 @@ class CNN(nnx.Module):
     x = x.reshape(x.shape[0], -1)
     if self.dense is not None:
       x = nnx.relu(self.dense(x))
-    return _outputs(_drop(self.dropout, x, rngs), self.head)
+    return outputs(_drop(self.dropout, x, rngs), self.head)
 
 
-MODELS: dict[str, Callable[..., nnx.Module]] = {"mlp": MLP, "cnn": CNN}
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+  "mlp": MLP,
+  "cnn": CNN,
+  "byte_cnn": ByteCNN,
+  "magika": Magika,
+}
 
 
 def check(path: str, options: Mapping[str, Any]) -> None:
@@ -243,8 +191,3 @@ def _drop(dropout: nnx.Dropout, x: Array, rngs: nnx.Rngs | None) -> Array:
   if rngs is None or dropout.rate == 0:
     return x
   return dropout(x, deterministic=False, rngs=rngs)
-
-
-def _outputs(hidden: Array, head: nnx.Linear) -> Outputs:
-  assert head.bias is not None
-  return Outputs(hidden, jnp.asarray(head.kernel[...]), head.bias[...])

@@ -54,6 +54,7 @@ def table(results: dict) -> str:
     document.Text("\n\n".join(words.verdict(results))),
     tables.main_table(results, figures.styles(results)),
     *tables.variant_tables(results, figures.styles(results)),
+    *tables.cost_tables(results),
     document.Text(
       f"Evidence: {made['evidence']}, on {made['device']} ({made['host']}), "
       f"{seconds:.0f} s, jax {made['versions']['jax']}, commit "

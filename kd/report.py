@@ -112,6 +112,7 @@ def build(
   blocks += tables.seed_table(results, look)
   blocks += tables.rest_table(results, look)
   blocks += tables.teacher_table(results)
+  blocks += tables.cost_tables(results)
   blocks += tables.signal_tables(results)
   blocks += _provenance(results, config, tree)
   return blocks
@@ -214,6 +215,7 @@ def _pictures(results, curves, look, omitted, folder: Path):
 
 def _provenance(results, config, tree) -> list[document.Block]:
   provenance = dict(results["provenance"])
+  provenance.pop("latency_seconds", None)  # in a table of its own
   if isinstance(provenance.get("seconds"), Mapping):
     total = sum(provenance["seconds"].values())
     provenance["seconds"] = {**provenance["seconds"], "all": total}

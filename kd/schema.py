@@ -133,6 +133,7 @@ TEACHER = {
   "black_box": FLAG,
   "extract": REGEX,
   "max_bad": number(low=0, high=1),
+  "pretrained": FLAG,
   "seed": integer(0),
   "fraction": number(above=0, high=1),
   "select": choice("last", "best"),

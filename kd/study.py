@@ -30,6 +30,7 @@ from kd import (
   filters,
   ingest,
   label,
+  latency,
   program,
   report,
   schema,
@@ -158,7 +159,8 @@ class _Study:
     if last >= PHASES.index("evaluate"):
       with self.clock.phase("evaluate"):
         results = self._evaluate(states, transfers)
-      results["provenance"] = self._provenance()
+        times = self._latency(results, states)
+      results["provenance"] = self._provenance() | {"latency_seconds": times}
       files.write_json(os.path.join(self.folder, "results.json"), results)
     if last >= PHASES.index("report"):
       logging.info("report: %s", report.write(self.folder))
@@ -402,6 +404,22 @@ class _Study:
     said = self.teacher.logits(self.task.test, rows, self.task, self.batch)
     bins, classes = self.settings["evaluate"]["bins"], self.task.num_classes
     return said, *evaluate.teacher(said, labels, bins=bins, num_classes=classes)
+
+  def _latency(self, results, states) -> dict[str, Any]:
+    """Adds the models' sizes to the results, and returns their latencies."""
+    student, arms = self.settings["student"], list(self.settings["arms"])
+    asked = {}
+    if not self.box:  # whose model nobody sees
+      asked["teacher"] = (self.teacher.model, self.teacher.weights)
+    asked |= latency.distinct(self.groups, states, student, arms)
+    results["models"] = {
+      name: {"name": model["name"], "parameters": latency.parameters(weights)}
+      for name, (model, weights) in asked.items()
+    }
+    return {
+      name: latency.measure(model, weights, self.task, self.batch)
+      for name, (model, weights) in asked.items()
+    }
 
   def _counts(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
     """Returns how many examples the arms' transfer sets have."""

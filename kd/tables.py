@@ -205,6 +205,36 @@ def teacher_table(results: Results) -> list[document.Block]:
   return [Heading("Teacher"), Table(caption, ["Metric", "Value"], rows)]
 
 
+def cost_tables(results: Results) -> list[document.Block]:
+  """Sets the models' sizes and latencies side by side, the teacher first."""
+  models = results.get("models") or {}
+  times = results["provenance"].get("latency_seconds") or {}
+  if not models:
+    return []
+  whole = models.get("teacher", {}).get("parameters")
+  rows, batches = [], set()
+  for name, model in models.items():
+    own, size = times.get(name, {}), model["parameters"]
+    batches |= {own["batch"]} if own else set()
+    rows.append(
+      [
+        f"{name} ({code(model['name'])})",
+        f"{size:,}",
+        f"{whole / size:.1f}" if whole and size else words.DASH,
+        f"{1e3 * own['call']:.3g}" if own else words.DASH,
+        f"{1e3 * own['example']:.3g}" if own else words.DASH,
+      ]
+    )
+  many = "/".join(map(str, sorted(batches))) or "many"
+  columns = ["Model", "Parameters", "Times smaller than the teacher"]
+  columns += ["One example (ms)", f"Each of {many} (ms)"]
+  caption = (
+    "Median times of a compiled forward pass on the host of the study, one "
+    "example at a time and in a batch; what else the host did is in them."
+  )
+  return [Heading("Cost"), Table(caption, columns, rows)]
+
+
 def signal_tables(results: Results) -> list[document.Block]:
   signal = dict(results.get("signal") or {})
   if not signal:

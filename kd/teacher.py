@@ -1,8 +1,14 @@
-"""The teacher: trained by the study, or loaded from an earlier one.
+"""The teacher: trained by the study, loaded from an earlier one, or published.
 
 A study keeps its teacher in `teacher/`: Orbax checkpoints of its training and
 a teacher.json that says what it is. Another study takes it from there with
 `--config.teacher.path=OTHER/teacher`.
+
+With `teacher.pretrained` the model fills itself with published weights, and
+nothing is trained: teacher.json keeps their fingerprint, and the weights stay
+where they were installed. A model class offers this with two methods (see
+kd.magika): `published_classes()`, which the task's classes must be, and
+`load_published()`.
 """
 
 import dataclasses
@@ -17,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from flax import nnx
 
 from kd import (
   answers,
@@ -31,7 +38,7 @@ from kd import (
   train,
 )
 from kd.checkpoint import Checkpoints
-from kd.errors import UserError
+from kd.errors import UserError, brief
 from kd.feed import Setup, Transfer, transfer_of
 
 ARM = "teacher"
@@ -82,6 +89,11 @@ def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
       raise UserError(f"teacher.path = {section['path']!r}: no such file")
     return
   if section["path"]:
+    if section["pretrained"]:
+      raise UserError(
+        f"teacher.pretrained = True: expected False, since teacher.path = "
+        f"{section['path']!r} says where the teacher is"
+      )
     found = _description(section["path"])
     if task is not None:
       _check_fit(section["path"], found, task)
@@ -89,6 +101,8 @@ def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
   if "name" not in section:
     raise UserError("teacher.name is missing: expected a model's name")
   models.check("teacher", options(section))
+  if section["pretrained"]:
+    _check_published(section["name"], task)
   schema.check_optimizer("teacher.train", section["train"])
   if task is not None:
     apply.define(options(section), task)  # raises where the inputs don't fit
@@ -112,12 +126,12 @@ def check_jitter(path: str, pixels: int, task: data.Task) -> None:
 
 def first_unseen(section: Mapping[str, Any], task: data.Task) -> int:
   """Returns the first row of the train split that the teacher hasn't seen."""
-  fraction = section["fraction"]
   if has_answers(section):
     return 0
+  fraction = 0.0 if section["pretrained"] else section["fraction"]
   if section["path"]:
     fraction = _description(section["path"])["fraction"]
-  return max(1, round(fraction * len(task.train)))
+  return max(1, round(fraction * len(task.train))) if fraction else 0
 
 
 def obtain(
@@ -146,6 +160,12 @@ def obtain(
   if section["path"] or os.path.exists(_json(folder)):
     return _load(source, task)
   model = options(section)
+  if section["pretrained"]:
+    weights = _published(model, task)
+    teacher = Teacher(model, weights, _fingerprint(model, weights))
+    os.makedirs(folder, exist_ok=True)
+    _describe(folder, teacher, task, fraction=0.0, pretrained=True)
+    return teacher
   count = first_unseen(section, task)
   labels = task.train.labels()
   place = {"pool": "teacher"}
@@ -190,18 +210,56 @@ def obtain(
   final.save(section["train"]["steps"], weights)
   final.close()
   teacher = Teacher(model, weights, _fingerprint(model, weights))
+  _describe(
+    folder, teacher, task, fraction=section["fraction"], pretrained=False
+  )
+  return teacher
+
+
+def _describe(folder: str, teacher: Teacher, task: data.Task, **facts) -> None:
+  """Writes teacher.json: with it the folder holds a teacher."""
   files.write_json(
     _json(folder),
     {
-      "model": model,
+      "model": teacher.model,
       "num_classes": task.num_classes,
       "input_shape": list(task.input_shape),
-      "fraction": section["fraction"],
       "task": task.fingerprint,
       "fingerprint": teacher.fingerprint,
+      **facts,
     },
   )
-  return teacher
+
+
+def _check_published(name: str, task: data.Task | None) -> None:
+  """Checks that a model has published weights, of the task's classes."""
+  kind: Any = models.MODELS[name]
+  if not hasattr(kind, "load_published"):
+    able = [k for k, v in models.MODELS.items() if hasattr(v, "load_published")]
+    raise UserError(
+      f"teacher.pretrained = True: model {name!r} has no published weights, "
+      f"expected teacher.name to be one of {', '.join(able)}"
+    )
+  classes = kind.published_classes()
+  if task is not None and tuple(task.class_names) != tuple(classes):
+    raise UserError(
+      f"teacher.pretrained = True: {name!r} tells {len(classes)} classes apart "
+      f"({brief(classes)}), which are not those of task.name = {task.name!r} "
+      f"({brief(task.class_names)})"
+    )
+
+
+def _published(model: Mapping[str, Any], task: data.Task) -> dict[str, Any]:
+  """Returns a model's published weights, {"params", "rest"}."""
+  made: Any = models.create(
+    input_shape=task.input_shape,
+    num_classes=task.num_classes,
+    rngs=nnx.Rngs(0),
+    **model,
+  )
+  made.load_published()
+  _, params, rest = nnx.split(made, nnx.Param, ...)
+  return {"params": params, "rest": rest}
 
 
 def _check_fit(folder: str, found: Mapping, task: data.Task) -> None:
@@ -226,6 +284,15 @@ def _load(folder: str, task: data.Task) -> Teacher:
       folder,
     )
   model = config.tuples(found["model"])
+  if found.get("pretrained"):
+    weights = _published(model, task)
+    if _fingerprint(model, weights) != found["fingerprint"]:
+      raise UserError(
+        f"{folder}: the weights that are installed for {model['name']!r} are "
+        "not those that teacher.json tells of: expected the package's earlier "
+        "version, or another workdir"
+      )
+    return Teacher(model, weights, found["fingerprint"])
   _, init = apply.define(model, task)
   params, rest = jax.eval_shape(init, jax.random.key(0))
   checkpoints = Checkpoints(os.path.join(folder, "weights"), keep=1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from kd import arms, models, signals
+from kd import arms, outputs, signals
 from kd.terms import OBJECTIVES
 from tests.kd import small
 
@@ -22,7 +22,7 @@ TEACHER = 2 * RNG.normal(size=(B, V)).astype(np.float32)
 TRUTH = RNG.integers(0, V, B)
 SIGNAL = signals.make(TEACHER, TRUTH, samples=K, temperature=2.0, seed=0)
 IDS = np.asarray(SIGNAL.samples.ids)
-STUDENT = models.Outputs(
+STUDENT = outputs.Outputs(
   jnp.asarray(HIDDEN), jnp.asarray(KERNEL), jnp.zeros(V, jnp.float32)
 )
 
@@ -114,7 +114,9 @@ class ObjectiveTest(parameterized.TestCase):
     )
     worse = jnp.argmin(wild.dense.logits, -1)[:, None]
     wild = dataclasses.replace(wild, rejected=worse)
-    student = models.Outputs(STUDENT.hidden * 1e4, STUDENT.kernel, STUDENT.bias)
+    student = outputs.Outputs(
+      STUDENT.hidden * 1e4, STUDENT.kernel, STUDENT.bias
+    )
     keys = {
       "hard": {"target": "answer"},
       "soft": {"temperature": 4.0, "divergence": "reverse_kl"},
@@ -218,7 +220,7 @@ class LargeVocabularyTest(parameterized.TestCase):
     (group,) = arms.group(small.settings({"arm": arm})["arms"], V)
     (part,) = group.parts
     numbers = jax.tree.map(lambda x: x[0], part.numbers)
-    head = models.Outputs(jnp.asarray(TEACHER), jnp.eye(V), jnp.zeros(V))
+    head = outputs.Outputs(jnp.asarray(TEACHER), jnp.eye(V), jnp.zeros(V))
 
     def score(signal):
       fn = jax.value_and_grad(lambda s: part.loss(s, signal, numbers))
@@ -226,7 +228,7 @@ class LargeVocabularyTest(parameterized.TestCase):
 
     expected = score(SIGNAL)
     with (
-      mock.patch.object(models, "LARGE_VOCABULARY", 2),
+      mock.patch.object(outputs, "LARGE_VOCABULARY", 2),
       mock.patch.object(arms, "FUSED_FROM", 2),
     ):
       for dense in (SIGNAL.dense, head):  # stored logits, or a live teacher's
@@ -236,8 +238,8 @@ class LargeVocabularyTest(parameterized.TestCase):
         )
 
   def test_a_live_teachers_answer(self):
-    head = models.Outputs(jnp.asarray(TEACHER), jnp.eye(V), jnp.zeros(V))
-    with mock.patch.object(models, "LARGE_VOCABULARY", 2):
+    head = outputs.Outputs(jnp.asarray(TEACHER), jnp.eye(V), jnp.zeros(V))
+    with mock.patch.object(outputs, "LARGE_VOCABULARY", 2):
       np.testing.assert_array_equal(head.answer, TEACHER.argmax(-1))
 
 

@@ -1,0 +1,73 @@
+"""What every model returns: features and a head, which a loss can fuse."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from kernels import Head, token_log_probs
+
+# The classes from which on what is asked of a few of them is computed without
+# the logits of all. Chosen, not measured: well above the usual K of samples.
+LARGE_VOCABULARY = 2048
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """What a model makes of a batch, before its head is applied."""
+
+  hidden: Float[Array, "B H"]
+  kernel: Float[Array, "H V"]
+  bias: Float[Array, "V"]
+
+  @property
+  def num_classes(self) -> int:
+    return self.kernel.shape[-1]
+
+  @property
+  def head(self) -> Head:
+    """What the kernels compute the logits from."""
+    return Head(self.hidden, self.kernel, self.bias)
+
+  @property
+  def logits(self) -> Float[Array, "B V"]:
+    return self.hidden @ self.kernel + self.bias
+
+  def logits_at(self, ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
+    """Returns the logits of K classes, without the others if V is large."""
+    if self.num_classes < LARGE_VOCABULARY:
+      return jnp.take_along_axis(self.logits, ids, axis=-1)
+    columns = jnp.take(self.kernel, ids, axis=-1)  # [H, B, K]
+    return jnp.einsum("bh,hbk->bk", self.hidden, columns) + self.bias[ids]
+
+  def log_probs_at(
+    self, ids: Int[Array, "B K"], temperature
+  ) -> Float[Array, "B K"]:
+    """Returns log softmax(logits / T) of K classes, K >= 1."""
+    if self.num_classes < LARGE_VOCABULARY:
+      log_probs = jax.nn.log_softmax(self.logits / temperature)
+      return jnp.take_along_axis(log_probs, ids, axis=-1)
+    first = token_log_probs(self.head, ids[:, 0], temperature=temperature)
+    scores = self.logits_at(ids) / temperature
+    return scores - scores[:, :1] + first[:, None]
+
+  @property
+  def answer(self) -> Int[Array, "B"]:
+    """The likeliest class, found a few examples at a time if V is large."""
+
+    def best(hidden):
+      return jnp.argmax(hidden @ self.kernel + self.bias, -1).astype(jnp.int32)
+
+    if self.num_classes < LARGE_VOCABULARY:
+      return best(self.hidden)
+    at_a_time = max(1, (1 << 22) // self.num_classes)
+    return jax.lax.map(best, self.hidden, batch_size=at_a_time)
+
+
+def outputs(hidden: Float[Array, "B H"], head: nnx.Linear) -> Outputs:
+  """Returns the outputs of a model whose head is a linear layer with a bias."""
+  assert head.bias is not None
+  return Outputs(hidden, jnp.asarray(head.kernel[...]), head.bias[...])
