@@ -13,20 +13,22 @@ tenth of the prompts is held out.
 
 import collections
 import dataclasses
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from kd import data, filters, ingest, targets
+from kd import answers, data, files, filters, ingest, signals, targets
 from kd.answers import Answers, Sample
 from kd.arms import Group
 from kd.errors import UserError, brief
 from kd.prompts import Prompts
 from kd.signals import Labels, Samples, Signal
+from kd.teacher import Teacher, first_unseen
 from kd.terms import OBJECTIVES
 
 HELD_OUT = 10  # one prompt of so many, where validation has no answers
@@ -52,6 +54,61 @@ class BlackBox:
   evaluation: Sequence[str]
   classes: Mapping[str, int]
   fingerprint: str
+
+
+def obtain(
+  settings: Mapping[str, Any],
+  task: data.Task,
+  folder: str,
+  teacher: Teacher | None,
+) -> BlackBox:
+  """Reads what the teacher answered, or asks the one that was trained.
+
+  Args:
+    settings: the resolved config.
+    task: of texts.
+    folder: the workdir; a trained teacher's answers go to teacher/, and all
+      answers, as a store, to signals/.
+    teacher: the trained one; None where `teacher.path` has answers.
+
+  Raises:
+    UserError: as kd.ingest and `load`.
+  """
+  section, path = settings["teacher"], settings["teacher"]["path"]
+  if teacher is not None:
+    path = os.path.join(folder, "teacher", "answers.jsonl")
+    if not os.path.exists(path):
+      spoken = _spoken(settings, task, teacher)
+      lines = (msgspec.json.encode(a).decode() + "\n" for a in spoken)
+      files.write_text(path, "".join(lines))
+  store = path
+  if not answers.is_store(path):
+    store = os.path.join(folder, "signals", "answers")
+    if not os.path.exists(store):
+      ingest.ingest([path], store, section["max_bad"])
+    ingest.check_source(store, path)
+  return load(store, task, section["extract"])
+
+
+def _spoken(settings, task: data.Task, teacher: Teacher) -> Iterator[Answers]:
+  """Asks a model about a task's texts: its sampled classes, as an API would
+  say them, without probabilities."""
+  signal, batch = settings["signal"], settings["evaluate"]["batch_size"]
+  unseen = first_unseen(settings["teacher"], task)
+  for name in data.PARTS:
+    split = getattr(task, name)
+    start = unseen if name == "train" and signal["pool"] == "rest" else 0
+    made = signals.make(
+      teacher.logits(split, np.arange(start, len(split)), task, batch),
+      None,
+      samples=signal["samples"],
+      temperature=signal["temperature"],
+      seed=signal["seed"] + data.PARTS.index(name),
+    )
+    texts, ids = split.texts()[start:], np.asarray(made.samples.ids).tolist()
+    for i, (text, row) in enumerate(zip(texts, ids, strict=True)):
+      said = [Sample(task.class_names[c]) for c in row]
+      yield Answers(f"{name}-{i}", text, said)
 
 
 def load(folder: str, task: data.Task, extract: str = "") -> BlackBox:
@@ -207,16 +264,6 @@ def signal(
     rejected=jnp.asarray(np.array(worse, np.int32).reshape(n, width)),
   )
   return made, answer >= 0, [*funnel, closed]
-
-
-def spoken(
-  texts: Sequence[str], ids: np.ndarray, names: Sequence[str], prefix: str
-) -> list[Answers]:
-  """Says a model's sampled classes [N, K] as an API would: text alone."""
-  return [
-    Answers(f"{prefix}-{i}", text, [Sample(names[c]) for c in row])
-    for i, (text, row) in enumerate(zip(texts, ids.tolist(), strict=True))
-  ]
 
 
 def _positions(texts: Sequence[str]) -> dict[str, list[int]]:
