@@ -1,6 +1,6 @@
 """How many bytes a stored token takes, and how quickly they are read.
 
-    python -m kd.store_bench [--doc=docs/top_k.md]
+    python -m kd.store_bench [docs/top_k.md]
 
 Writes top-128 signals with 8-bit logits, random ones, as a shard of a store,
 and reads it as a study does: CRC-32 of every byte, records through grain,
@@ -14,12 +14,11 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app
 
 from kd import codec, config, files, store
 from kernels import markdown
 
-_DOC = flags.DEFINE_string("doc", "", "The page whose section is replaced.")
 VOCABULARIES = (32_000, 151_936, 262_144)
 K = 128
 TOKENS = 262_144
@@ -115,11 +114,12 @@ def table(rows: list[dict[str, float]]) -> str:
 
 
 def main(argv: list[str]) -> None:
-  del argv
+  if len(argv) > 2:
+    raise app.UsageError("expected a page such as docs/top_k.md, or none")
   body = table([measure(v) for v in VOCABULARIES])
   print(body)
-  if _DOC.value:
-    files.replace_section(_DOC.value, "store", body)
+  for page in argv[1:]:
+    files.replace_section(page, "store", body)
 
 
 if __name__ == "__main__":
