@@ -133,6 +133,12 @@ class ObjectiveTest(parameterized.TestCase):
         "weights": "difference",
       },
       "partial_plackett_luce": {"k": 3},
+      "top_k": {
+        "k": 3,
+        "tail": "bucket",
+        "temperature": 4.0,
+        "divergence": "reverse_kl",
+      },
     }
     self.assertCountEqual(keys, OBJECTIVES)
     for name, own in keys.items():
