@@ -162,7 +162,11 @@ def _ids_parts(count: int, bound: int) -> tuple[int, int, int]:
     planes = (low // 8) * count + (low % 8) * -(-count // 8)
     return low, planes, -(-_unary(count, bound, low) // 8)
 
-  return min(map(parts, range(bound.bit_length())), key=lambda p: p[1] + p[2])
+  # Of equally short ones that with the fewest planes, the quickest to read.
+  return min(
+    map(parts, range(bound.bit_length())),
+    key=lambda p: (p[1] + p[2], p[0] % 8),
+  )
 
 
 def _unary(count: int, bound: int, low: int) -> int:

@@ -34,7 +34,7 @@ from kd.signals import Dense, Labels, Samples, Signal, TopK
 
 FORMAT = 2
 ROWS = 64  # in a record: whole records are read, and random ones quickly
-AT_ONCE = 32  # records unpacked by one thread at once: their arrays fit caches
+AT_ONCE = 128  # records unpacked by one thread at once; measured: docs/top_k.md
 KEY = "key"
 # What a study may ask less of than a store holds.
 LESS = {"k", "samples"}

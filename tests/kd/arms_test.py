@@ -143,7 +143,7 @@ class ObjectiveTest(parameterized.TestCase):
         "k": 3,
         "tail": "bucket",
         "temperature": 4.0,
-        "divergence": "forward_kl",
+        "divergence": "reverse_kl",
       },
     }
     self.assertCountEqual(keys, OBJECTIVES)
