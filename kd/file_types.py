@@ -168,10 +168,8 @@ def label_of(path: str) -> str | None:
   *folders, name = path.split("/")
   if "__pycache__" in folders or any(x.endswith(".dist-info") for x in folders):
     return None  # made by the installer
-  if ".." in folders and "share" not in folders:
-    return (
-      None  # a script, which names the interpreter that it is installed for
-    )
+  if ".." in folders and folders[-1] in ("bin", "Scripts"):
+    return None  # it names the interpreter that it is installed for
   stem, dot, ending = name.rpartition(".")
   if not dot or not stem or name == "CMakeLists.txt":
     return None

@@ -128,7 +128,7 @@ class GatherTest(absltest.TestCase):
       "x.h": None,
       "README": None,
       "../../../bin/tool.py": None,
-      "../../../share/jupyter/a.j2": "jinja",
+      "../../../help/a.html": "html",
       ".py": None,
       "a/CMakeLists.txt": None,
       "a-1.dist-info/entry_points.txt": None,
