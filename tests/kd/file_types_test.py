@@ -148,6 +148,14 @@ class PackagesTest(absltest.TestCase):
     self.assertLen(set(names), len(names))
     self.assertEmpty(set(names) - pinned)
 
+  def test_other_versions_are_another_corpus(self):
+    now = file_types.digest()
+    self.assertEqual(file_types.digest(), now)
+    with absltest.mock.patch.object(
+      file_types.importlib.metadata, "version", return_value="9"
+    ):
+      self.assertNotEqual(file_types.digest(), now)
+
   def test_a_package_that_is_missing(self):
     with (
       absltest.mock.patch.dict(file_types.PACKAGES, train="no-such-package"),
