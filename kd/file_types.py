@@ -168,10 +168,8 @@ def label_of(path: str) -> str | None:
   *folders, name = path.split("/")
   if "__pycache__" in folders or any(x.endswith(".dist-info") for x in folders):
     return None  # made by the installer
-  if ".." in folders and "share" not in folders:
-    return (
-      None  # a script, which names the interpreter that it is installed for
-    )
+  if ".." in folders and folders[-1] in ("bin", "Scripts"):
+    return None  # it names the interpreter that it is installed for
   stem, dot, ending = name.rpartition(".")
   if not dot or not stem or name == "CMakeLists.txt":
     return None
@@ -258,19 +256,37 @@ def installed() -> dict[str, dict[str, list[tuple[str, str]]]]:
   return files
 
 
+def digest() -> str:
+  """Hashes what the corpus depends on: installed versions, and the rules."""
+  facts: list[Any] = [ENDINGS, PER_PACKAGE, PER_SPLIT, FEWEST, PACKAGES]
+  for names in PACKAGES.values():
+    for name in names.split():
+      try:
+        facts.append((name, importlib.metadata.version(name)))
+      except importlib.metadata.PackageNotFoundError:
+        facts.append((name, None))
+  return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
 class FileTypes(tfds.core.GeneratorBasedBuilder):
   """Files of pinned packages, by type; the splits share no package.
 
   Features: `bytes` uint16 [2048], both ends of a file as Magika sees them,
   where 256 is padding; `label`, one of Magika's 214 types, by the ending of
   the file's name; `path`. The corpus depends on the versions that are
-  installed: those of constraints.txt and requirements-data.txt, which this
-  data set's version goes with.
+  installed, those of constraints.txt and requirements-data.txt: the name of the
+  builder's config is a hash of them, so that none is taken for another.
 
   Endings are a human label, not the truth: a `.txt` may hold Markdown.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.0.0")  # of the code that chooses the files
+
+  def __init__(self, *, config: Any = None, **kwargs: Any):
+    config = config or tfds.core.BuilderConfig(
+      name=digest(), version=self.VERSION, description="by installed versions"
+    )
+    super().__init__(config=config, **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(

@@ -128,7 +128,7 @@ class GatherTest(absltest.TestCase):
       "x.h": None,
       "README": None,
       "../../../bin/tool.py": None,
-      "../../../share/jupyter/a.j2": "jinja",
+      "../../../help/a.html": "html",
       ".py": None,
       "a/CMakeLists.txt": None,
       "a-1.dist-info/entry_points.txt": None,
@@ -147,6 +147,14 @@ class PackagesTest(absltest.TestCase):
     names = [x for text in file_types.PACKAGES.values() for x in text.split()]
     self.assertLen(set(names), len(names))
     self.assertEmpty(set(names) - pinned)
+
+  def test_other_versions_are_another_corpus(self):
+    now = file_types.digest()
+    self.assertEqual(file_types.digest(), now)
+    with absltest.mock.patch.object(
+      file_types.importlib.metadata, "version", return_value="9"
+    ):
+      self.assertNotEqual(file_types.digest(), now)
 
   def test_a_package_that_is_missing(self):
     with (
