@@ -15,7 +15,9 @@ the human label of a file is its name's ending. Arms take from the teacher
 or from people: `truth` has the labels of 30, 100, 300 or all files, `both` all
 labels and the teacher. On the files of `truth_300`, `hard_300` and `soft_300`
 have the teacher's word instead. `hard_conv` is `hard` with a convolution in the
-student. All arms take the same number of steps.
+student. `hard_sure` and `soft_sure` leave out files of which the teacher holds
+its answer less likely than 0.9, `hard_verified` those where it differs from the
+label. All arms take the same number of steps.
 
 Source: the question is ours; forms of the rankings as in configs/digits.py.
 Command: make run STUDY=filetype
@@ -67,6 +69,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   def soft(divergence="forward_kl", **keys):
     return dict(objective="soft", divergence=divergence, **keys)
 
+  config.filters = dict(
+    sure=(dict(name="confidence", low=0.9),),
+    verified=(dict(name="verified"),),
+  )
   truth = dict(objective="hard", target="truth")
   hard = dict(objective="hard", target="answer")
   few = dict(signal=dict(size=300), baseline="hard_300")
@@ -107,6 +113,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       soft=dict(weight=0.5, **_without(soft(temperature=1.0))),
     ),
     hard_conv=dict(hard, student=dict(channels=16)),
+    hard_sure=dict(hard, signal=dict(filter="sure")),
+    soft_sure=dict(soft(temperature=1.0), signal=dict(filter="sure")),
+    hard_verified=dict(hard, signal=dict(filter="verified")),
   )
   if arg == "smoke":
     config.seeds = 2
