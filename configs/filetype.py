@@ -120,9 +120,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if arg == "smoke":
     config.seeds = 2
     config.train.update(dict(steps=20, log_every=10, checkpoint_every=20))
-    config.task.train = "train[:20%]"
-    config.task.validation = "validation[:20%]"
-    config.task.test = "test[:20%]"
+    config.task.train = "train[:5%]"
+    config.task.validation = "validation[:10%]"
+    config.task.test = "test[:10%]"
     config.arms = {
       name: config.arms[name] for name in ("hard", "soft", "rank_top", "truth")
     }
