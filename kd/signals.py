@@ -150,14 +150,16 @@ class Signal(_Rows):
 
   `truth` is -1 where the transfer set is unlabelled. `dense` has the teacher's
   `logits`: stored ones of all classes or of the likeliest, or those of a live
-  teacher's outputs; a black box has none. Its `rejected` are alternatives known
-  to be worse than any sample, -1 where there are fewer than R.
+  teacher's outputs; a black box has none. `entropy` is the teacher's over all
+  classes, at T = 1, in nats. A black box's `rejected` are alternatives known to
+  be worse than any sample, -1 where there are fewer than R.
   """
 
   truth: Labels
   answer: Labels
   dense: Dense | TopK | Outputs | None
   samples: Samples
+  entropy: Float[Array, "N"] | None = None
   rejected: Int[Array, "N R"] | None = None
 
 
@@ -269,7 +271,14 @@ def of_teacher(
     samples=sample(
       key, teacher, k=samples, temperature=temperature, first=first
     ),
+    entropy=_entropy(teacher.logits),
   )
+
+
+def _entropy(logits: Float[Array, "N V"]) -> Float[Array, "N"]:
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  probs = jnp.exp(log_probs)
+  return -jnp.sum(jnp.where(probs > 0, probs * log_probs, 0.0), axis=-1)
 
 
 def make(

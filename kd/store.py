@@ -58,6 +58,7 @@ def fields(section: Mapping[str, Any], num_classes: int) -> list[Field]:
     Field(KEY, "plain", (), "uint64"),
     Field("truth", "plain", (), "int32"),
     Field("answer", "plain", (), "int32"),
+    Field("entropy", "plain", (), "float32"),
     *logits,
     Field("sample_ids", "plain", drawn, "int32"),
     Field("sample_log_probs", "plain", drawn, "float32"),
@@ -84,6 +85,7 @@ def to_arrays(signal: Signal, of: np.ndarray) -> dict[str, np.ndarray]:
     KEY: of,
     "truth": np.asarray(signal.truth.ids),
     "answer": np.asarray(signal.answer.ids),
+    "entropy": np.asarray(signal.entropy),
     "sample_ids": np.asarray(signal.samples.ids),
     "sample_log_probs": np.asarray(signal.samples.log_probs),
   }
@@ -114,6 +116,7 @@ def to_signal(
     answer=Labels(x["answer"]),
     dense=dense,
     samples=Samples(x["sample_ids"], x["sample_log_probs"]),
+    entropy=x["entropy"],
   )
 
 
