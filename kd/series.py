@@ -93,6 +93,14 @@ def mixture(v: float, lq, lp):
   return q, p, m, lq - lm, lp - lm
 
 
+def weighted_mixture(v, lq, lp):
+  """Returns (1 - v) q, v p, lq - log m, lp - log m, for their sum m."""
+  lq, lp = floored(lq), floored(lp)
+  q, p = (1 - v) * jnp.exp(lq), v * jnp.exp(lp)
+  lm = jnp.log(jnp.maximum(q + p, LEAST))
+  return q, p, lq - lm, lp - lm
+
+
 def near_ratio(lq, lp, near=NEARER):
   """Returns x = lq - lp, clipped to +-near, and whether it was within."""
   x = floored(lq) - floored(lp)
