@@ -345,9 +345,12 @@ def alpha_divergence(alpha: Parameter) -> Divergence:
   per_a = 1 / _select(a > 1e-30, a, 1.0)
 
   def phi(lq, lp):
+    # exp of lq, lp as given: kernels know those.
+    q = _select(flip, jnp.exp(lp), jnp.exp(lq))
+    less = _select(flip, -1.0, 1.0) * difference(lq, lp)
     lq, lp = floored(lq), floored(lp)
     lq, lp = _select(flip, lp, lq), _select(flip, lq, lp)
-    q, x = jnp.exp(lq), lq - lp
+    x = lq - lp
     ax = a * x
     near = is_near(ax)
     # (q - p^a q^(1-a)) / a, whose limit at a = 0 is q x.
@@ -356,7 +359,7 @@ def alpha_divergence(alpha: Parameter) -> Divergence:
       q * x * expm1_over(jnp.where(near, -ax, 0.0)),
       (q - jnp.exp(lq - ax)) * per_a,
     )
-    return (slope - difference(lq, lp)) / (1 - a)
+    return (slope - less) / (1 - a)
 
   return phi
 

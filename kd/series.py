@@ -86,19 +86,17 @@ def log_mixture(x, log_v, log_w):
 
 def mixture(v: float, lq, lp):
   """Returns q, p, m = v p + (1 - v) q, lq - log m, lp - log m."""
-  lq, lp = floored(lq), floored(lp)
-  q, p = jnp.exp(lq), jnp.exp(lp)
+  q, p = jnp.exp(lq), jnp.exp(lp)  # of lq, lp as given: kernels know those
   m = v * p + (1 - v) * q
   lm = jnp.log(jnp.maximum(m, LEAST))
-  return q, p, m, lq - lm, lp - lm
+  return q, p, m, floored(lq) - lm, floored(lp) - lm
 
 
 def weighted_mixture(v, lq, lp):
   """Returns (1 - v) q, v p, lq - log m, lp - log m, for their sum m."""
-  lq, lp = floored(lq), floored(lp)
   q, p = (1 - v) * jnp.exp(lq), v * jnp.exp(lp)
   lm = jnp.log(jnp.maximum(q + p, LEAST))
-  return q, p, lq - lm, lp - lm
+  return q, p, floored(lq) - lm, floored(lp) - lm
 
 
 def near_ratio(lq, lp, near=NEARER):
