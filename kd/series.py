@@ -87,8 +87,8 @@ def log_mixture(x, log_v, log_w):
 def mixture(v: float, lq, lp):
   """Returns q, p, m = v p + (1 - v) q, lq - log m, lp - log m."""
   q, p = jnp.exp(lq), jnp.exp(lp)  # of lq, lp as given: kernels know those
-  m = v * p + (1 - v) * q
-  lm = jnp.log(jnp.maximum(m, LEAST))
+  m = jnp.maximum(v * p + (1 - v) * q, LEAST)
+  lm = jnp.log(m)
   return q, p, m, floored(lq) - lm, floored(lp) - lm
 
 
