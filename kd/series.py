@@ -94,6 +94,7 @@ def mixture(v: float, lq, lp):
 
 def weighted_mixture(v, lq, lp):
   """Returns (1 - v) q, v p, lq - log m, lp - log m, for their sum m."""
+  v = jnp.minimum(jnp.maximum(v, 0.0), 1.0)  # tells kernels the range
   q, p = (1 - v) * jnp.exp(lq), v * jnp.exp(lp)
   lm = jnp.log(jnp.maximum(q + p, LEAST))
   return q, p, floored(lq) - lm, floored(lp) - lm

@@ -316,10 +316,12 @@ class _Evaluator:
     return self._extremum(a, b, jnp.minimum, min)
 
   def _extremum(self, a, b, op, of):
-    if b.x is None or b.factor < 0:
+    if a.x is None and b.x is None:
+      return constant(of(a.factor, b.factor))
+    if b.x is None:
       a, b = b, a
-    if b.x is None or b.factor < 0:
-      return None
+    if b.factor < 0:  # max(-x, y) = -min(x, -y)
+      op = jnp.minimum if op is jnp.maximum else jnp.maximum
     if a.x is None:
       x = op(b.x, a.factor / b.factor)
     else:
@@ -348,7 +350,10 @@ class _Evaluator:
     return Value(abs(a.factor), jnp.abs(a.x), low, a.bound)
 
   def _broadcast_in_dim(self, eqn, a):
-    return a if a.x is None else None
+    if a.x is None:
+      return a
+    (out,) = self.bind(eqn, [a])
+    return Value(1.0, out.x, a.low, a.high)
 
   def _convert_element_type(self, eqn, a):
     return a if eqn.params["new_dtype"] == jnp.float32 else None
