@@ -12,10 +12,12 @@ finite: where a KL is infinite, its value here is of the order 1e30.
 Accuracy. Written naively, terms of order p x, with x = lq - lp, leave rounding
 errors of order 1e-7 in a sum of order x^2. Below |x| = 0.5, differences q - p
 and logs of mixtures therefore come from series in x (kd.series), with neither
-log1p, expm1 nor a division by an array, which Mosaic GPU cannot lower or
-differentiate. Where x enters as strongly as that (jsd about 1/2, skew_kl of a
+log1p, expm1 nor derivatives of a division by an array, which Mosaic GPU cannot
+lower. Where x enters as strongly as that (jsd about 1/2, skew_kl of a
 small alpha), shorter series do, below 1/4 and 1/8, and slopes, of first order,
 are given in closed form: in a kernel, a fifth of the operations.
+Logits of 8 bits need no series: `for_bfloat16` of what jsd, skew_kl and
+skew_reverse_kl return is the definition itself, with closed slopes.
 That leaves the rounding of lq and lp themselves. A phi of first order in x
 passes it on, and `centred(phi)` removes it for normalised p and q. Forward and
 reverse KL keep the plain form p (lp - lq) all the same: the Bregman form
@@ -23,6 +25,7 @@ p (lp - lq) - p + q has the same gradient through a softmax and is as accurate
 as `centred`, but its value is another one for a teacher cut to its top k.
 """
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -47,10 +50,29 @@ from kd.series import (
   log_ratio,
   mixture,
   near_ratio,
+  weighted_mixture,
 )
 
 Divergence = Callable[[Float[Array, "..."], Float[Array, "..."]], Array]
 Parameter = float | Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forms:
+  """phi(lq, lp), and what may stand for it where logits are bfloat16.
+
+  Attributes:
+    phi: to float32's relative accuracy, however near q is to p.
+    for_bfloat16: its definition, with 1e-6 nats of rounding per unit of
+      probability, of either sign; slopes are as accurate as phi's. kernels
+      take it for bfloat16 logits.
+  """
+
+  phi: Divergence
+  for_bfloat16: Divergence
+
+  def __call__(self, lq, lp):
+    return self.phi(lq, lp)
 
 
 def forward_kl(
@@ -111,7 +133,7 @@ def _tvd_slopes(primals, tangents):
   return _tvd(*primals), 0.5 * tangent
 
 
-def jsd(beta: Parameter) -> Divergence:
+def jsd(beta: Parameter) -> Forms:
   """Makes the generalised Jensen-Shannon divergence.
 
   D = beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q.
@@ -135,7 +157,13 @@ def jsd(beta: Parameter) -> Divergence:
   """
   beta = _unit_interval("jsd", "beta", beta)
   if isinstance(beta, float) and 0.25 <= beta <= 0.75:
-    return _middle_jsd(beta)
+    phi = _middle_jsd(beta)
+  else:
+    phi = _any_jsd(beta)
+  return Forms(phi, _plain_jsd(beta))
+
+
+def _any_jsd(beta: Parameter) -> Divergence:
   w = 1 - beta
   logs = _log(beta), _log(w)
 
@@ -150,6 +178,15 @@ def jsd(beta: Parameter) -> Divergence:
     return jnp.where(near, series, -(beta * p * lm_lp + w * q * lm_lq))
 
   return phi
+
+
+def _plain_jsd(beta: Parameter) -> Divergence:
+  def parts(lq, lp, v):
+    """Returns (1 - v) q (lq - lm) and v p (lp - lm)."""
+    q, p, lq_lm, lp_lm = weighted_mixture(v, lq, lp)
+    return q * lq_lm, p * lp_lm
+
+  return _with_slopes(lambda *args: sum(parts(*args)), parts, beta)
 
 
 def _middle_jsd(beta: float) -> Divergence:
@@ -171,7 +208,7 @@ def _middle_jsd(beta: float) -> Divergence:
   return _with_slopes(value, slopes)
 
 
-def skew_kl(alpha: Parameter) -> Divergence:
+def skew_kl(alpha: Parameter) -> Forms:
   """Makes D = KL(p || alpha p + (1 - alpha) q), which is bounded for alpha > 0.
 
   alpha = 0 is forward KL, alpha = 1 is 0. Source: Ko et al., DistiLLM (2024),
@@ -192,7 +229,13 @@ def skew_kl(alpha: Parameter) -> Divergence:
   """
   alpha = _unit_interval("skew_kl", "alpha", alpha)
   if isinstance(alpha, float) and 1e-3 <= alpha <= 0.25:
-    return _little_skew_kl(alpha)
+    phi = _little_skew_kl(alpha)
+  else:
+    phi = _any_skew_kl(alpha)
+  return Forms(phi, _plain_skew_kl(alpha))
+
+
+def _any_skew_kl(alpha: Parameter) -> Divergence:
   w = 1 - alpha
   logs = _log(alpha), _log(w)
 
@@ -205,29 +248,42 @@ def skew_kl(alpha: Parameter) -> Divergence:
   return phi
 
 
+def _plain_skew_kl(alpha: Parameter) -> Divergence:
+  def value(lq, lp, v):
+    *_, lp_lm = weighted_mixture(v, lq, lp)
+    return jnp.exp(lp) * lp_lm
+
+  def slopes(lq, lp, v):
+    q, _, _, lp_lm = weighted_mixture(v, lq, lp)
+    u = -q * jnp.exp(lp_lm)
+    return u, jnp.exp(lp) * lp_lm - u
+
+  return _with_slopes(value, slopes, alpha)
+
+
 def _little_skew_kl(alpha: float) -> Divergence:
   w = 1 - alpha
   kappa = cumulants(w)
 
   def parts(lq, lp):
-    """Returns q, p and log(p / m)."""
-    q, p, _, _, lp_lm = mixture(alpha, lq, lp)
+    """Returns q, p, m and log(p / m)."""
+    q, p, m, _, lp_lm = mixture(alpha, lq, lp)
     x, near = near_ratio(lq, lp)
-    return q, p, jnp.where(near, -x * horner(kappa, x, 1), lp_lm)
+    return q, p, m, jnp.where(near, -x * horner(kappa, x, 1), lp_lm)
 
   def value(lq, lp):
-    _, p, lp_lm = parts(lq, lp)
+    _, p, _, lp_lm = parts(lq, lp)
     return p * lp_lm
 
   def slopes(lq, lp):
-    q, p, lp_lm = parts(lq, lp)
-    u = -w * (q * jnp.exp(lp_lm))
+    q, p, m, lp_lm = parts(lq, lp)
+    u = -w * (q * (p / m))  # on a CPU a quotient takes less than another exp
     return u, p * lp_lm - u
 
   return _with_slopes(value, slopes)
 
 
-def skew_reverse_kl(alpha: Parameter) -> Divergence:
+def skew_reverse_kl(alpha: Parameter) -> Forms:
   """Makes D = KL(q || alpha q + (1 - alpha) p).
 
   alpha = 0 is reverse KL, alpha = 1 is 0. Source: Ko et al., DistiLLM (2024),
@@ -247,7 +303,11 @@ def skew_reverse_kl(alpha: Parameter) -> Divergence:
   2.3026
   """
   swapped = skew_kl(_unit_interval("skew_reverse_kl", "alpha", alpha))
-  return lambda lq, lp: swapped(lp, lq)
+  return Forms(_exchanged(swapped.phi), _exchanged(swapped.for_bfloat16))
+
+
+def _exchanged(phi: Divergence) -> Divergence:
+  return lambda lq, lp: phi(lp, lq)
 
 
 def alpha_divergence(alpha: Parameter) -> Divergence:
@@ -285,9 +345,12 @@ def alpha_divergence(alpha: Parameter) -> Divergence:
   per_a = 1 / _select(a > 1e-30, a, 1.0)
 
   def phi(lq, lp):
+    # exp of lq, lp as given: kernels know those.
+    q = _select(flip, jnp.exp(lp), jnp.exp(lq))
+    less = _select(flip, -1.0, 1.0) * difference(lq, lp)
     lq, lp = floored(lq), floored(lp)
     lq, lp = _select(flip, lp, lq), _select(flip, lq, lp)
-    q, x = jnp.exp(lq), lq - lp
+    x = lq - lp
     ax = a * x
     near = is_near(ax)
     # (q - p^a q^(1-a)) / a, whose limit at a = 0 is q x.
@@ -296,7 +359,7 @@ def alpha_divergence(alpha: Parameter) -> Divergence:
       q * x * expm1_over(jnp.where(near, -ax, 0.0)),
       (q - jnp.exp(lq - ax)) * per_a,
     )
-    return (slope - difference(lq, lp)) / (1 - a)
+    return (slope - less) / (1 - a)
 
   return phi
 
@@ -421,18 +484,21 @@ def _log(w):
   return jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1.0)), FLOOR)
 
 
-def _with_slopes(value, slopes):
-  """Returns `value` with its derivatives by lq and lp in closed form."""
+def _with_slopes(value, slopes, *parameters) -> Divergence:
+  """Returns `value` with its derivatives by lq and lp in closed form.
+
+  Both take (lq, lp, *parameters); parameters get no derivative.
+  """
   phi = jax.custom_jvp(value)
 
   def rule(primals, tangents):
     out = phi(*primals)
     terms = [
       slope * dot
-      for slope, dot in zip(slopes(*primals), tangents, strict=True)
+      for slope, dot in zip(slopes(*primals), tangents[:2], strict=True)
       if not isinstance(dot, SymbolicZero)
     ]
     return out, sum(terms[1:], start=terms[0]) if terms else 0 * out
 
   phi.defjvp(rule, symbolic_zeros=True)
-  return phi
+  return lambda lq, lp: phi(lq, lp, *parameters)

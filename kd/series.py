@@ -86,11 +86,18 @@ def log_mixture(x, log_v, log_w):
 
 def mixture(v: float, lq, lp):
   """Returns q, p, m = v p + (1 - v) q, lq - log m, lp - log m."""
-  lq, lp = floored(lq), floored(lp)
-  q, p = jnp.exp(lq), jnp.exp(lp)
-  m = v * p + (1 - v) * q
-  lm = jnp.log(jnp.maximum(m, LEAST))
-  return q, p, m, lq - lm, lp - lm
+  q, p = jnp.exp(lq), jnp.exp(lp)  # of lq, lp as given: kernels know those
+  m = jnp.maximum(v * p + (1 - v) * q, LEAST)
+  lm = jnp.log(m)
+  return q, p, m, floored(lq) - lm, floored(lp) - lm
+
+
+def weighted_mixture(v, lq, lp):
+  """Returns (1 - v) q, v p, lq - log m, lp - log m, for their sum m."""
+  v = jnp.minimum(jnp.maximum(v, 0.0), 1.0)  # tells kernels the range
+  q, p = (1 - v) * jnp.exp(lq), v * jnp.exp(lp)
+  lm = jnp.log(jnp.maximum(q + p, LEAST))
+  return q, p, floored(lq) - lm, floored(lp) - lm
 
 
 def near_ratio(lq, lp, near=NEARER):

@@ -36,12 +36,14 @@ class Value:
     factor: a Python number.
     x: array or None.
     low, high: bounds of factor * x.
+    terms: two Values that were added, or none.
   """
 
   factor: Any
   x: Any = None
   low: float = -INF
   high: float = INF
+  terms: tuple["Value", ...] = ()
 
   @property
   def bound(self) -> float:
@@ -84,6 +86,18 @@ def value_and_slope(phi: tile.Phi, consts, lq, lp, q, p, reciprocal=None):
   fn = phi.jvp_of_floored
   value, u = _evaluate(fn, phi, consts, lq, lp, q, p, reciprocal)
   return _guarded(value, q, p), _guarded(_clipped(u), q, p)
+
+
+def without(value: Value, u: Value) -> tuple[Value, float]:
+  """Returns (rest, share), value = rest + share u, both finite.
+
+  share is 0 unless value is a sum of which a multiple of u is one term, as in a
+  JSD: then a row's sum of that term is known from U.
+  """
+  for term, rest in (value.terms, value.terms[::-1]) if value.terms else ():
+    if term.x is u.x and rest.x is not None and value.finite:
+      return rest, term.factor / u.factor
+  return value, 0.0
 
 
 def value(phi: tile.Phi, consts, lq, lp, q, p, reciprocal=None) -> Value:
@@ -226,11 +240,12 @@ class _Evaluator:
       return Value(a.factor, a.x + fb / a.factor, low, high)
     ratio = fb / a.factor
     if abs(ratio) == 1:
-      x = a.x + b.x if ratio == 1 else a.x - b.x
-      return Value(a.factor, x, low, high)
-    if not 1e-3 < abs(ratio) < 1e3:
-      return Value(1.0, a.x * a.factor + b.x * fb, low, high)
-    return Value(fb, a.x * (1 / ratio) + b.x, low, high)
+      factor, x = a.factor, a.x + b.x if ratio == 1 else a.x - b.x
+    elif 1e-3 < abs(ratio) < 1e3:
+      factor, x = fb, a.x * (1 / ratio) + b.x
+    else:
+      factor, x = 1.0, a.x * a.factor + b.x * fb
+    return Value(factor, x, low, high, (a, Value(fb, b.x, -INF, INF)))
 
   def _sub(self, eqn, a, b):
     return self._add(eqn, a, b, -1)
@@ -301,10 +316,12 @@ class _Evaluator:
     return self._extremum(a, b, jnp.minimum, min)
 
   def _extremum(self, a, b, op, of):
-    if b.x is None or b.factor < 0:
+    if a.x is None and b.x is None:
+      return constant(of(a.factor, b.factor))
+    if b.x is None:
       a, b = b, a
-    if b.x is None or b.factor < 0:
-      return None
+    if b.factor < 0:  # max(-x, y) = -min(x, -y)
+      op = jnp.minimum if op is jnp.maximum else jnp.maximum
     if a.x is None:
       x = op(b.x, a.factor / b.factor)
     else:
@@ -333,7 +350,10 @@ class _Evaluator:
     return Value(abs(a.factor), jnp.abs(a.x), low, a.bound)
 
   def _broadcast_in_dim(self, eqn, a):
-    return a if a.x is None else None
+    if a.x is None:
+      return a
+    (out,) = self.bind(eqn, [a])
+    return Value(1.0, out.x, a.low, a.high)
 
   def _convert_element_type(self, eqn, a):
     return a if eqn.params["new_dtype"] == jnp.float32 else None

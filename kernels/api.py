@@ -99,7 +99,9 @@ def distill_loss(
     return reference.distill_loss(
       student, teacher, labels, divergence=divergence, **consts
     )
-  phi = None if teacher is None else tile.Phi(divergence)
+  phi = None
+  if teacher is not None:
+    phi = tile.Phi.of(divergence, scan.operand_dtype(student))
   spec = scan.Spec(
     phi=phi,
     hard=labels is not None,

@@ -64,7 +64,7 @@ def kernel(job: dict) -> dict:
   out = dict(compile_s=elapsed())
   out |= _memory(compiled, (n, v))
   itemsize = z.dtype.itemsize
-  traced = tile.Phi(phi)
+  traced = tile.Phi.of(phi, job["dtype"])
   linear = algebra.linear(traced)
   shape = tpu.Kernel(
     traced, job["hard"], True, False, (), v, True, False, False, linear

@@ -9,8 +9,8 @@ The programs hold no loops. Each of the entry computation's operations reads its
 numbers. N is such that [N, V] is beyond a TPU's VMEM: of smaller arrays XLA
 keeps copies there (its own cost_analysis then says 11 for 7, at N 256).
 
-What XLA makes of JSD for H100 is 18, not 7, ours too: it keeps both logarithms
-of the second sweep in float32, whether or not one lax.reduce takes both sums.
+What XLA makes of plain JAX's JSD for H100 is 18 or more: it keeps both
+logarithms in float32 (`xla.row_sums` keeps it from that).
 """
 
 import functools

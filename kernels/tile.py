@@ -45,6 +45,16 @@ class Phi:
 
   divergence: Divergence
 
+  @classmethod
+  def of(cls, divergence: Divergence, dtype) -> "Phi":
+    """Returns phi for logits of that dtype.
+
+    For bfloat16 a divergence may bring a cheaper form, its `for_bfloat16`.
+    """
+    narrow = jnp.dtype(dtype) == jnp.bfloat16
+    form = getattr(divergence, "for_bfloat16", None) if narrow else None
+    return cls(divergence if form is None else form)
+
   def constants(self) -> list[Any]:
     """Returns the arrays that phi closes over, without gradients."""
     _, consts = self._trace(jnp.zeros((1, 1), jnp.float32))

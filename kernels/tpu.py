@@ -23,10 +23,11 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels import algebra, gemm, scan, tile, xla
 from kernels.tpu_kernel import resident
 from kernels.tpu_parts import LANES, LN2, LOW, OUT, Kernel, padded
-from kernels.tpu_phases import STATE, phased
+from kernels.tpu_phases import phased
 
 f32 = jnp.float32
 MIB = 1 << 20
+Step = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +42,23 @@ class Generation:
       of a step that is written out at once. Long steps hide latency, short
       parts keep values in registers.
     busy: the same of sweep 1 where phi is linear, so that it does most.
+    second: the same of sweep 1 where it sums a second softmax.
     gemms: whether XLA's GEMMs of a head cost copies of it (kernels.gemm).
 
-  Source of steps and busy: compiled for v5e, bundles per 1,024 pairs and
-  spills. Sweep 1 of forward KL with labels: (64, 4) 5.4 and 71, (32, 4) 5.1 and
-  19, (32, 2) 4.9 and 0. Sweep 2 of a JSD: (64, 4) 6.3 and 65, (32, 4) 6.7 and
-  18, (16, 2) 7.3 and 1, (128, 2) 6.9 and 212. Sweep 3: (128, 16) 1.0 and 32,
-  (128, 8) 1.0 and 37, (128, 4) 1.1 and 0. The other generations take the same.
+  Source of steps: compiled for v5e, V = 128256, bundles per 1,024 pairs and
+  spills. Sweep 1 of a JSD: (64, 4) 3.1 and 0, (40, 4) 3.2 and 0; with labels
+  (64, 4) 4.7 and 50, (40, 4) 4.2 and 0. Of forward KL: (64, 4) 3.9 and 9,
+  (40, 4) 4.0 and 0, (32, 2) 4.1 and 0; of reverse KL with labels (40, 4) 5.3
+  and 23, (32, 2) 5.8 and 3, (24, 2) 5.9 and 0. Sweep 2 of a JSD, kept from
+  spilling by `tpu_parts.sweep`: (128, 2) 4.5 and 0, (64, 2) 4.6 and 0. Other
+  generations take the same.
   """
 
   vmem: int
   bf16: bool
-  steps: tuple[tuple[int, int], ...] = ((128, 16), (64, 4), (64, 4), (128, 4))
-  busy: tuple[int, int] = (32, 2)
+  steps: tuple[Step, ...] = ((128, 16), (64, 4), (128, 2), (128, 4))
+  busy: Step = (24, 2)
+  second: Step = (40, 4)
   gemms: bool = False
 
 
@@ -100,25 +105,23 @@ def need(kernel: Kernel, v: int, itemsizes) -> int:
   """
   width = kernel.block or padded(v)
   per_pair = 2 * sum(itemsizes) + 4 * kernel.arrays
-  state = 0 if not kernel.block else 4 * len(STATE)
-  return kernel.rows * (width * per_pair + LANES * (state + 16)) + 4 * MIB
+  row = width * per_pair + LANES * (4 * len(OUT) + 16)
+  return kernel.rows * row + 4 * MIB
 
 
 def fit(kernel: Kernel, gen: Generation, v: int, itemsizes) -> Kernel:
   """Returns the kernel with block sizes: the fastest that fits.
 
-  16 rows fill a bfloat16 tile. The stash counts for more than rows do (an
-  earlier kernel, v6e, forward KL, bundles per 1,024 pairs: 16 rows 6.8 with
-  four arrays, 7.3 with two; 8 rows 7.9 with two, compiled), and any resident
-  block for more than phases, which read thrice. A linear phi needs two arrays.
+  16 rows fill a bfloat16 tile. The stash counts for more than rows do, and any
+  resident block for more than phases, which read thrice.
   """
-  first, *steps = gen.steps
+  steps = list(gen.steps)
   if kernel.linear is not None:
-    steps[0] = gen.busy
-  steps = (first, *steps)
-  kernel = dataclasses.replace(kernel, narrow=gen.bf16, steps=steps)
-  stashes = (4, 2, 0) if kernel.linear is None else (2, 0)
-  for stash in stashes if kernel.soft and kernel.grad else (0,):
+    steps[1] = gen.busy
+  elif kernel.second:
+    steps[1] = gen.second
+  kernel = dataclasses.replace(kernel, narrow=gen.bf16, steps=tuple(steps))
+  for stash in (2, 0) if kernel.soft and kernel.grad else (0,):
     for rows in (16, 8):
       new = dataclasses.replace(kernel, rows=rows, stash=stash)
       if need(new, v, itemsizes) <= gen.vmem * 15 // 16:
@@ -163,8 +166,7 @@ def call(kernel: Kernel, scalars, info, logits, dtype, alias: bool, interpret):
     out_specs.append(pl.BlockSpec((rows, width), write))
     out_shape.append(struct((n, v), dtype))
   scratch = [pltpu.VMEM((rows, width), f32)] * kernel.arrays
-  if kernel.block:
-    scratch.append(pltpu.VMEM((len(STATE), rows, LANES), f32))
+  scratch.append(pltpu.VMEM((len(OUT), rows, LANES), f32))
   itemsizes = [x.dtype.itemsize for x in logits]
   itemsizes += [jnp.dtype(dtype).itemsize] if kernel.grad else []
   limit = need(kernel, v, itemsizes)

@@ -1,8 +1,8 @@
 """The TPU kernel itself: four sweeps over rows that lie in VMEM.
 
-    0  m = max z
-    1  x = c z - c m, s = sum 2^x                  c = log2(e) / T; x is kept
-    2  log2 q = x - log2 s, D = sum phi, U = sum u; q and u are kept
+    0  m = max z, of a row's first columns: see `statistics`
+    1  x = c z - c m, s = sum 2^x                 c = log2(e) / T; c z is kept
+    2  log2 q = x - log2 s, D = sum phi, U = sum u; q and u are kept instead
     3  dz = k (u - q U) + k_hard (softmax - onehot)
 
 A phi that is linear in lq and lp (`algebra.Linear`: the KLs) needs no sweep 2:
@@ -12,6 +12,7 @@ compared in every lane: the 128 lanes that hold a row's label are written twice.
 Wrapper, block sizes and plans: kernels.tpu.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -43,9 +44,14 @@ from kernels.tpu_parts import (
   wide,
 )
 
+MOST = 2.0**60  # of sums of 2^x; products with them are still finite
 
-def maxima(kernel: Kernel, refs: Refs, limit=None):
-  """Sweep 0: returns (max z_s, max z_t or None), [rows, 128]."""
+
+def maxima(kernel: Kernel, refs: Refs, limit=None, columns=None):
+  """Sweep 0: returns (max z_s, max z_t or None), [rows, 128].
+
+  columns: as in `sweep`.
+  """
   models = [refs.z_s, refs.z_t] if kernel.soft else [refs.z_s]
   dtypes = [r.dtype if kernel.narrow else f32 for r in models]
   width = 2 * LANES if kernel.narrow else LANES
@@ -62,28 +68,30 @@ def maxima(kernel: Kernel, refs: Refs, limit=None):
     return tuple(out)
 
   init = tuple(jnp.full((kernel.rows, width), LOW, d) for d in dtypes)
-  out = sweep(kernel, 0, body, init, limit)
+  out = sweep(kernel, 0, body, init, limit, columns)
   out = [wide(x.astype(f32).max(1, keepdims=True)) for x in out]
   return (*out, None)[:2]
 
 
-def sums(kernel: Kernel, refs: Refs, stats: Stats, inv_t, t, limit=None):
-  """Sweep 1: returns lane sums of 2^x, x = c (z - max z).
+def sums(kernel: Kernel, refs: Refs, inv_t, t, limit=None):
+  """Sweep 1: returns lane sums of 2^x, x = c (z - m); keeps c z.
 
-  If `kernel.short`, also the lane sums of `linear_terms`, and keeps 2^x and u.
+  If `kernel.short`, also the lane sums of `linear_terms`; keeps 2^x and u.
   """
   of: Any = kernel.linear
-  c = scale_of(kernel, inv_t)
+  c, stats = scale_of(kernel, inv_t), refs.stats
   top_s = stats.m_s * c
   top_t = stats.m_t * c if kernel.soft else None
 
   def body(carry, at, valid):
     z_s = load(kernel, refs.z_s, at, valid)
-    x_s = z_s * spread(c, z_s) - spread(top_s, z_s)
+    cz_s = z_s * spread(c, z_s)
+    x_s = cz_s - spread(top_s, z_s)
     new = [jnp.exp2(x_s)]
     if kernel.soft:
       z_t = load(kernel, refs.z_t, at, valid)
-      x_t = z_t * spread(c, z_t) - spread(top_t, z_t)
+      cz_t = z_t * spread(c, z_t)
+      x_t = cz_t - spread(top_t, z_t)
       new.append(jnp.exp2(x_t))
     if kernel.second:
       new.append(second(refs, x_s, t, at))
@@ -93,6 +101,8 @@ def sums(kernel: Kernel, refs: Refs, stats: Stats, inv_t, t, limit=None):
       if kernel.stash:
         refs.q[:, at] = new[0]
         refs.u[:, at] = new[1] if terms[0][1] is None else terms[0][1]
+    elif kernel.stash:
+      refs.x_s[:, at], refs.x_t[:, at] = cz_s, cz_t
     return tuple(a + fold(e, jnp.add) for a, e in zip(carry, new, strict=True))
 
   zero = jnp.zeros((kernel.rows, LANES), f32)
@@ -103,90 +113,42 @@ def sums(kernel: Kernel, refs: Refs, stats: Stats, inv_t, t, limit=None):
   return sweep(kernel, 1, body, (zero,) * count, limit)
 
 
+def statistics(kernel: Kernel, refs: Refs, inv_t, t) -> list:
+  """Sweeps 0 and 1: fills in m, s and log2 s; returns what sums are left.
+
+  m need not be the maximum, only near it. So that of a row's first columns
+  serves, unless sums turn out huge (or NaN): only then are all maxima taken and
+  sweep 1 done again. The compiler's estimate counts little of that: a loop of
+  unknown length.
+  """
+  stats = refs.stats
+
+  def attempt(kernel, columns=None):
+    m_s, m_t = maxima(kernel, refs, columns=columns)
+    stats.m_s = m_s
+    if kernel.soft:
+      stats.m_t = m_t
+    totals = [row_sum(x) for x in sums(kernel, refs, inv_t, t)]
+    return set_stats(kernel, stats, totals, scale_of(kernel, inv_t))
+
+  # Rare: of little code rather than fast.
+  slow = dataclasses.replace(kernel, steps=((16, 16), (8, 4)))
+  first = kernel.steps[0][0] * 1024 // kernel.rows
+  rest = attempt(kernel, min(first, kernel.vocab))
+  if first < kernel.vocab:
+    most = jnp.maximum(stats.s_s, stats.s_1)
+    most = jnp.maximum(most, stats.s_t) if kernel.soft else most
+    again = jnp.logical_not(most.max() < MOST).astype(jnp.int32)
+    rest = lax.fori_loop(0, again, lambda *_: attempt(slow), rest)
+  return rest
+
+
 def second(refs: Refs, x_s, t, at):
   """Returns 2^x at T = 1, x = T c (z - max z); keeps it for sweep 3."""
   e_1 = jnp.exp2(x_s * spread(t, x_s))
   if refs.e_1 is not None:
     refs.e_1[:, at] = e_1
   return e_1
-
-
-def online_sums(kernel: Kernel, refs: Refs, stats: Stats, inv_t) -> None:
-  """Sweeps 0 and 1 in one: fills in m, s and log2 s; keeps c z.
-
-  Each step finds the maxima of its lanes, so far, and sums those of the step
-  before against them, lane by lane. One reading and widening of z is saved: 4.4
-  to 3.7 bundles per 1,024 pairs (compiled, v5e).
-  """
-  step, part = (n * 1024 // kernel.rows for n in kernel.steps[1])
-  columns = kernel.vocab
-  c = scale_of(kernel, inv_t)
-  steps, whole = columns // step, columns // LANES * LANES
-  models = ((refs.z_s, refs.x_s), (refs.z_t, refs.x_t))
-
-  def keep(tops, slices):
-    for at, valid in slices:
-      new = []
-      for top, (ref, x) in zip(tops, models, strict=True):
-        z = load(kernel, ref, at, valid)
-        new.append(jnp.maximum(top, fold(z, jnp.maximum)))
-        x[:, at] = z * spread(c, z)
-      tops = new
-    return tops
-
-  def add(tops, sums, slices):
-    for at, _ in slices:
-      new = []
-      for top, total, (_, x) in zip(tops, sums, models, strict=True):
-        e = jnp.exp2(x[:, at] - spread(top * c, x[:, at]))
-        new.append(total + fold(e, jnp.add))
-      sums = new
-    return sums
-
-  def rescaled(old, new, sums):
-    return [
-      s * jnp.exp2((a - b) * c) for a, b, s in zip(old, new, sums, strict=True)
-    ]
-
-  lanes = functools.partial(jnp.full, (kernel.rows, LANES))
-  tops, sums = [lanes(LOW)] * 2, [lanes(0.0)] * 2
-  rest = [
-    (pl.ds(at, min(part, whole - at)), None)
-    for at in range(steps * step, whole, part)
-  ]
-  if columns % LANES:
-    rest.append((pl.ds(whole, LANES), columns % LANES))
-  before = []
-  if steps:
-    block = lambda i: [
-      (pl.ds(pl.multiple_of(i * step + at, LANES), part), None)
-      for at in range(0, step, part)
-    ]
-
-    def run(i, carry):
-      used, tops, sums = carry
-      sums = add(tops, rescaled(used, tops, sums), block(i - 1))
-      return tops, keep(tops, block(i)), sums
-
-    tops = keep(tops, block(0))
-    used, tops, sums = lax.fori_loop(1, steps, run, (tops, tops, sums))
-    before = block(steps - 1)
-  else:
-    used = tops
-  tops = keep(tops, rest)
-  sums = add(tops, rescaled(used, tops, sums), before + rest)
-  out = []
-  for top, total in zip(tops, sums, strict=True):
-    m = wide(top.max(1, keepdims=True))
-    # An integer near c m: log2 s plus it, less it, is exact.
-    near = jnp.round(m * c)
-    s = jnp.maximum(row_sum(total * jnp.exp2(top * c - near)), tile.TINY)
-    lse = near + jnp.log2(s)
-    out.append((m, s, lse - near, lse))
-  (stats.m_s, stats.s_s, stats.l_s, stats.lse_s) = out[0]
-  (stats.m_t, stats.s_t, stats.l_t, stats.lse_t) = out[1]
-  # Relative to m itself, as the hard term wants it.
-  stats.s_1 = stats.s_s * jnp.exp2(stats.lse_s - stats.l_s - stats.m_s * c)
 
 
 def linear_terms(of: algebra.Linear, e_s, e_t, x_s, x_t):
@@ -202,16 +164,25 @@ def linear_terms(of: algebra.Linear, e_s, e_t, x_s, x_t):
   return term(e_s, of.a, of.b), term(e_t, of.d, of.e)
 
 
-def pair(kernel: Kernel, refs: Refs, stats: Stats, inv_t, at, valid):
-  """Returns (log2 q, log2 p, q, p) of a slice."""
-  c = scale_of(kernel, inv_t)
+def scaled_pair(kernel: Kernel, refs: Refs, inv_t, at, valid):
+  """Returns c z of a slice, of both models."""
   if kernel.stash:
-    x_s, x_t = refs.x_s[:, at], refs.x_t[:, at]
-  else:
-    x_s = load(kernel, refs.z_s, at, valid)
-    x_t = load(kernel, refs.z_t, at, valid)
-    x_s, x_t = x_s * spread(c, x_s), x_t * spread(c, x_t)
-  log_q, log_p = x_s - spread(stats.lse_s, x_s), x_t - spread(stats.lse_t, x_t)
+    return refs.x_s[:, at], refs.x_t[:, at]
+  c = scale_of(kernel, inv_t)
+  z_s = load(kernel, refs.z_s, at, valid)
+  z_t = load(kernel, refs.z_t, at, valid)
+  return z_s * spread(c, z_s), z_t * spread(c, z_t)
+
+
+def log_sums(stats: Stats, c):
+  """Returns log2 sum 2^(c z) of both models, [rows, 128]."""
+  return (jnp.round(stats.m_s * c) + stats.l_s,
+          jnp.round(stats.m_t * c) + stats.l_t)  # fmt: skip
+
+
+def pair(xs, lse):
+  """Returns (log2 q, log2 p, q, p) of a slice."""
+  log_q, log_p = (x - spread(s, x) for x, s in zip(xs, lse, strict=True))
   return log_q, log_p, jnp.exp2(log_q), jnp.exp2(log_p)
 
 
@@ -227,16 +198,19 @@ def reciprocal(x):
 
 
 def terms(kernel: Kernel, consts, parts, valid):
-  """Returns (factor, phi / factor), (factor, u / factor); 0 where masked.
+  """Returns (f, (phi - share u) / f), (f, u / f), share; 0 where masked.
 
-  The factors are Python numbers, see kernels.algebra. u is None if no gradient
-  is wanted.
+  The factors f and share are Python numbers, see kernels.algebra. u is None if
+  no gradient is wanted.
   """
   log_q, log_p, q, p = parts
   logs = [algebra.Value(LN2, x, -1e27, 1e-3) for x in (log_q, log_p)]
   args: Any = (kernel.phi, consts, *logs, q, p, reciprocal)
+  share = 0.0
   if kernel.grad:
-    new = algebra.value_and_slope(*args)
+    value, u = algebra.value_and_slope(*args)
+    value, share = algebra.without(value, u)
+    new = (value, u)
   else:
     new = (algebra.value(*args),)
   out = []
@@ -248,7 +222,7 @@ def terms(kernel: Kernel, consts, parts, valid):
     if valid is not None:
       x = jnp.where(lanes_of(x) < valid, x, 0.0)
     out.append((factor, x))
-  return out[0], out[1] if kernel.grad else (1.0, None)
+  return out[0], out[1] if kernel.grad else (1.0, None), share
 
 
 def linear_soft(kernel: Kernel, stats: Stats, sums) -> Soft:
@@ -273,29 +247,22 @@ def linear_soft(kernel: Kernel, stats: Stats, sums) -> Soft:
   return Soft(d, total, LN2 * factor * per_s, LN2 * means[0], per_s)
 
 
-def divergences(
-  kernel: Kernel, refs: Refs, stats: Stats, inv_t, t, consts, limit=None
-) -> Soft:
+def divergences(kernel: Kernel, refs: Refs, inv_t, consts, limit=None) -> Soft:
   """Sweep 2: keeps q and u; U is None if no gradient is wanted.
-
-  After `online_sums`, the second softmax's sum as well, if there is one.
 
   Where u is a multiple of q or p, U is that factor, as both sum to 1.
   """
   traced = {}  # what body finds out
-  with_second = kernel.online and kernel.second
-  top_s = stats.m_s * scale_of(kernel, inv_t)
+  lse = log_sums(refs.stats, scale_of(kernel, inv_t))
 
-  def body(carry, at, valid):
-    parts = pair(kernel, refs, stats, inv_t, at, valid)
-    (f_d, value), (f_u, u) = terms(kernel, consts, parts, valid)
+  def body(carry, at, valid, xs):
+    parts = pair(xs, lse)
+    (f_d, value), (f_u, u), share = terms(kernel, consts, parts, valid)
     same = u is not None and (u is parts[2] or u is parts[3])
     if valid is None or not traced:
-      traced.update(factors=(f_d, f_u), normalised=same and limit is None)
+      traced.update(factors=(f_d, f_u), share=share)
+      traced.update(normalised=same and limit is None)
     new = [value] if u is None else [value, None if same else u]
-    if with_second:
-      x_s = refs.x_s[:, at]
-      new.append(second(refs, x_s - spread(top_s, x_s), t, at))
     if kernel.grad and kernel.stash:
       refs.q[:, at], refs.u[:, at] = parts[2], u
     return tuple(
@@ -304,20 +271,21 @@ def divergences(
     )
 
   zero = jnp.zeros((kernel.rows, LANES), f32)
-  count = 1 + kernel.grad + with_second
-  out = list(sweep(kernel, 2, body, (zero,) * count, limit))
-  if with_second:
-    stats.s_1 = row_sum(out.pop())
+  init = (zero,) * (1 + kernel.grad)
+  read = functools.partial(scaled_pair, kernel, refs, inv_t)
+  out = sweep(kernel, 2, body, init, limit, read=read)
   factors = traced["factors"]
   out = [row_sum(x) * f for x, f in zip(out, factors, strict=False)]
   if traced["normalised"]:
     out[1] = jnp.full((kernel.rows, LANES), factors[1], f32)
-  total = out[1] if kernel.grad else None
-  return Soft(out[0], total, factors[1] if kernel.stash else 1.0, total)
+  if not kernel.grad:
+    return Soft(out[0], None, 1.0, None)
+  d, total = out[0] + traced["share"] * out[1], out[1]
+  return Soft(d, total, factors[1] if kernel.stash else 1.0, total)
 
 
 def slopes(
-  kernel: Kernel, refs: Refs, stats: Stats, inv_t, consts, soft: Soft | None,
+  kernel: Kernel, refs: Refs, inv_t, consts, soft: Soft | None,
   base=0, limit=None,
 ):  # fmt: skip
   """Sweep 3: writes dz; then again, with the one-hot, where labels are.
@@ -328,11 +296,12 @@ def slopes(
   """
   k, k_hard, alive = (wide(refs.info[:, i : i + 1]) for i in (1, 2, 3))
   alive = alive != 0
-  c = scale_of(kernel, inv_t)
+  c, stats = scale_of(kernel, inv_t), refs.stats
   shared = kernel.hard_slope and not kernel.second
   on_q = k_hard if shared else jnp.zeros_like(k)
   if soft is not None:
     on_q, on_u = (on_q - k * soft.centre) * soft.q_scale, k * soft.on_u
+    lse = log_sums(stats, c)
   else:
     on_q, top = on_q / stats.s_s, stats.m_s * c
   if kernel.second:
@@ -343,7 +312,7 @@ def slopes(
     if kernel.stash:
       q, u = refs.q[:, at], refs.u[:, at]
     elif kernel.soft:
-      parts = pair(kernel, refs, stats, inv_t, at, valid)
+      parts = pair(scaled_pair(kernel, refs, inv_t, at, valid), lse)
       q, (f, u) = parts[2], terms(kernel, consts, parts, valid)[1]
       u = u * f
     else:
@@ -404,30 +373,40 @@ def label_logits(kernel: Kernel, refs: Refs, base=0, limit=None):
   return row_sum(out)
 
 
-def set_stats(kernel: Kernel, stats: Stats, sums, inv_t) -> list:
-  """Fills in s and log2 s from sums [rows, 128]; returns what sums are left."""
+def set_stats(kernel: Kernel, stats: Stats, sums, c) -> list:
+  """Fills in s and log2 s from sums [rows, 128]; returns what sums are left.
+
+  Where sweep 2 wants the log of sum 2^(c z) itself, log2 s is what that holds
+  of it after rounding, so that the error is known (`kernels.tpu.excess`): s is
+  relative to an integer near c m, which can be added and taken off exactly.
+  """
   sums = list(sums)
   take = lambda: jnp.maximum(sums.pop(0), tile.TINY)
-  stats.s_s = take()
-  stats.l_s = jnp.log2(stats.s_s)
+
+  def split(s, m):
+    if kernel.short or not kernel.soft:
+      return s, jnp.log2(s)
+    near = jnp.round(m * c)
+    s = s * jnp.exp2(m * c - near)
+    return s, (near + jnp.log2(s)) - near
+
+  first = take()
+  stats.s_s, stats.l_s = split(first, stats.m_s)
   if kernel.soft:
-    stats.s_t = take()
-    stats.l_t = jnp.log2(stats.s_t)
-  stats.s_1 = take() if kernel.second else stats.s_s
-  if kernel.soft:
-    c = scale_of(kernel, inv_t)
-    stats.lse_s = stats.m_s * c + stats.l_s
-    stats.lse_t = stats.m_t * c + stats.l_t
+    stats.s_t, stats.l_t = split(take(), stats.m_t)
+  stats.s_1 = take() if kernel.second else first
   return sums
 
 
-def write_out(refs: Refs, stats: Stats, **columns):
-  columns = {**vars(stats), **columns}
+def write_out(kernel: Kernel, refs: Refs):
+  unknown = {"d", "m_t", "s_t", "l_t"} if not kernel.soft else set()
+  unknown |= {"total"} if not (kernel.soft and kernel.grad) else set()
+  unknown |= {"z_l"} if not kernel.hard else set()
   lane = lanes_of(refs.out)
   out = jnp.zeros(refs.out.shape, f32)
   for i, name in enumerate(OUT):
-    if columns.get(name) is not None:
-      out = jnp.where(lane == i, columns[name], out)
+    if name not in unknown:
+      out = jnp.where(lane == i, getattr(refs.stats, name), out)
   refs.out[...] = out
 
 
@@ -448,23 +427,18 @@ def resident(kernel: Kernel, *refs):
   """The kernel for rows that fit: all sweeps in one grid step."""
   refs = Refs(kernel, refs)
   inv_t, t, consts = scalars_of(kernel, refs)
-  stats = Stats()
-  rest = []
-  if kernel.online:
-    online_sums(kernel, refs, stats, inv_t)
-  else:
-    stats.m_s, stats.m_t = maxima(kernel, refs)
-    totals = [row_sum(x) for x in sums(kernel, refs, stats, inv_t, t)]
-    rest = set_stats(kernel, stats, totals, inv_t)
-  columns, soft = {}, None
+  stats, soft = refs.stats, None
+  rest = statistics(kernel, refs, inv_t, t)
   if kernel.short:
     soft = linear_soft(kernel, stats, rest)
   elif kernel.soft:
-    soft = divergences(kernel, refs, stats, inv_t, t, consts)
+    soft = divergences(kernel, refs, inv_t, consts)
   if soft is not None:
-    columns = dict(d=soft.d, total=soft.total)
+    stats.d = soft.d
+    if kernel.grad:
+      stats.total = soft.total
   if kernel.hard:
-    columns["z_l"] = label_logits(kernel, refs)
+    stats.z_l = label_logits(kernel, refs)
   if kernel.grad:
-    slopes(kernel, refs, stats, inv_t, consts, soft)
-  write_out(refs, stats, **columns)
+    slopes(kernel, refs, inv_t, consts, soft)
+  write_out(kernel, refs)

@@ -14,6 +14,7 @@ f32 = jnp.float32
 LANES = 128
 LOG2E = math.log2(math.e)
 LN2 = math.log(2)
+AHEAD = 7  # see `sweep`
 LOW = tile.DEAD  # least logit: whatever was masked is equal on both sides
 
 
@@ -35,8 +36,8 @@ class Kernel:
     select: whether phi or u may be other than 0 where both sides are masked.
     linear: phi's coefficients, if it has them.
     rows: of a block.
-    stash: how many [rows, V] float32 arrays there are for x_s, x_t, q and u: 4,
-      or 2 (q and u overwrite x, or phi is linear), or 0 (all is recomputed).
+    stash: how many [rows, V] float32 arrays there are: 2, for x_s and x_t, then
+      q and u, or 0 (all is recomputed).
     narrow: whether maxima are taken in the logits' dtype.
     steps: of `Generation`.
     block: V lanes per grid step in phases; 0 means that rows are resident.
@@ -74,11 +75,6 @@ class Kernel:
     return self.linear is not None and kept and not self.block
 
   @property
-  def online(self) -> bool:
-    """Whether sweep 1 finds the maxima as well."""
-    return self.stash > 0 and not self.short
-
-  @property
   def keeps_second(self) -> bool:
     """Whether its exponentials are kept for sweep 3."""
     return self.second and self.hard_slope and self.stash > 0
@@ -87,6 +83,28 @@ class Kernel:
   def arrays(self) -> int:
     """How many [rows, V] float32 arrays are kept between sweeps."""
     return self.stash + self.keeps_second
+
+
+OUT = ("d", "total", "m_s", "s_s", "l_s", "m_t", "s_t", "l_t", "s_1", "z_l")
+
+
+class Stats:
+  """Row statistics [rows, 128] by name (OUT) in VMEM: m, sums, their log2.
+
+  In registers they would be spilled by the sweeps, and in phases they are kept
+  between grid steps. All lanes hold the same. A loop that broadcasts [rows, 1]
+  itself does so with the cross-lane unit in every iteration: 50 cycles each
+  (compiled, v5e).
+  """
+
+  def __init__(self, ref):
+    vars(self)["ref"] = ref
+
+  def __getattr__(self, name):
+    return self.ref[OUT.index(name)]
+
+  def __setattr__(self, name, x):
+    self.ref[OUT.index(name)] = x
 
 
 class Refs:
@@ -106,31 +124,8 @@ class Refs:
     self.dz = take(kernel.grad)
     self.x_s = self.q = take(kernel.stash)
     self.x_t = self.u = take(kernel.stash)
-    if kernel.stash == 4:
-      self.q, self.u = take(True), take(True)
     self.e_1 = take(kernel.keeps_second)  # 2^x at T = 1
-    self.state = take(kernel.block)  # [STATE, rows, 128]
-
-
-OUT = ("d", "total", "m_s", "s_s", "l_s", "m_t", "s_t", "l_t", "s_1", "z_l")
-
-
-class Stats:
-  """Row statistics [rows, 128]: maxima of z, sums, their log2.
-
-  All lanes hold the same. A loop that broadcasts [rows, 1] itself does so with
-  the cross-lane unit in every iteration: 50 cycles each (compiled, v5e).
-  """
-
-  m_s: Any = None
-  s_s: Any = None
-  l_s: Any = None
-  m_t: Any = None
-  s_t: Any = None
-  l_t: Any = None
-  s_1: Any = None
-  lse_s: Any = None  # what log2 q lacks, as x is kept
-  lse_t: Any = None
+    self.stats = Stats(take(True))  # [OUT, rows, 128]
 
 
 @dataclasses.dataclass
@@ -194,31 +189,63 @@ def load(kernel: Kernel, ref, at, valid, floor=True):
   return jnp.where(lanes_of(z) < valid, z, low.astype(f32))
 
 
-def sweep(kernel: Kernel, index: int, body, init, limit=None):
-  """Folds body(carry, lanes, valid) over V lanes.
+def even(columns: int, step: int, part: int) -> int:
+  """Returns the step, of 3/4 or more of the given one, that leaves least over.
+
+  What fills no step is written out after the loop: code that spills.
+  """
+  steps = range(step, step * 3 // 4 - 1, -part)
+  return min(steps, key=lambda s: columns % s if columns >= s else 0)
+
+
+def sweep(
+  kernel: Kernel, index: int, body, init, limit=None, columns=None, read=None
+):
+  """Folds body(carry, lanes, valid, read(lanes, valid)) over V lanes.
 
   Args:
     index: which sweep, for its steps.
     body: `lanes` is a slice of V, `valid` None or how many of its lanes exist.
     limit: in phases, how many lanes of the grid's block exist (traced).
+    columns: how many, if not all.
+    read: called AHEAD parts before. Where body overwrites what is read, no part
+      is read earlier than that, or a step would be at once in more registers
+      than there are. None: body takes no fourth argument.
   """
   step, part = (n * 1024 // kernel.rows for n in kernel.steps[index])
-  columns = kernel.vocab if limit is None else kernel.block
+  if columns is None:
+    columns = kernel.vocab if limit is None else kernel.block
+  step = even(columns // LANES * LANES, step, part)
   steps, start = columns // step, columns // step * step
 
+  def fold_over(slices, carry):
+    slices = list(slices)
+    if read is None:
+      for at, valid in slices:
+        carry = body(carry, at, valid)
+      return carry
+    values = [read(*s) for s in slices[:AHEAD]]
+    for i, (at, valid) in enumerate(slices):
+      carry = body(carry, at, valid, values.pop(0))
+      values += [read(*s) for s in slices[i + AHEAD : i + AHEAD + 1]]
+    return carry
+
   def run(i, carry):
+    slices = []
     for offset in range(0, step, part):
       at = i * step + offset
       valid = None if limit is None else limit - at
-      carry = body(carry, pl.ds(pl.multiple_of(at, LANES), part), valid)
-    return carry
+      slices.append((pl.ds(pl.multiple_of(at, LANES), part), valid))
+    return fold_over(slices, carry)
 
   carry = lax.fori_loop(0, steps, run, init) if steps else init
   whole, ragged = columns // LANES * LANES, columns % LANES
+  slices = []
   for at in range(start, whole, part):
     valid = None if limit is None else limit - at
-    carry = body(carry, pl.ds(at, min(part, whole - at)), valid)
-  return body(carry, pl.ds(whole, LANES), ragged) if ragged else carry
+    slices.append((pl.ds(at, min(part, whole - at)), valid))
+  slices += [(pl.ds(whole, LANES), ragged)] if ragged else []
+  return fold_over(slices, carry)
 
 
 def scale_of(kernel: Kernel, inv_t):

@@ -20,16 +20,14 @@ from kernels.tpu_parts import (
   LANES,
   LOG2E,
   LOW,
+  OUT,
   Kernel,
   Refs,
   Soft,
-  Stats,
   f32,
   row_sum,
   scale_of,
 )
-
-STATE = ("m_s", "s_s", "m_t", "s_t", "s_1", "d", "total", "z_l")
 
 
 def phased(kernel: Kernel, *refs):
@@ -39,61 +37,50 @@ def phased(kernel: Kernel, *refs):
   base = j * kernel.block
   limit = kernel.vocab - base
   inv_t, t, consts = scalars_of(kernel, refs)
-  row = {name: refs.state.at[i] for i, name in enumerate(STATE)}
-  column = lambda name: row[name][...]
-  put = lambda name, x: row[name].__setitem__(..., x)
+  stats, soft = refs.stats, kernel.soft
 
   @pl.when((phase == 0) & (j == 0))
   def _():
-    for name in STATE:
+    for name in OUT:
       low = LOW if name[0] == "m" else 0.0
-      put(name, jnp.full((kernel.rows, LANES), low, f32))
+      setattr(stats, name, jnp.full((kernel.rows, LANES), low, f32))
 
   @pl.when(phase == 0)
   def _():
-    stats = Stats()
-    new = maxima(kernel, refs, limit)
-    stats.m_s = jnp.maximum(column("m_s"), new[0])
-    if kernel.soft:
-      stats.m_t = jnp.maximum(column("m_t"), new[1])
-    lanes = sums(kernel, refs, stats, inv_t, t, limit)
     c = scale_of(kernel, inv_t)
-    names = [("m_s", "s_s", c)]
-    names += [("m_t", "s_t", c)] if kernel.soft else []
-    names += [("m_s", "s_1", LOG2E)] if kernel.second else []
-    for (m, s, c), x in zip(names, lanes, strict=True):
-      shrink = jnp.exp2((column(m) - getattr(stats, m)) * c)
-      put(s, column(s) * shrink + row_sum(x))
-    put("m_s", stats.m_s)
-    if kernel.soft:
-      put("m_t", stats.m_t)
+    names = [("m_s", "s_s", c)] + [("m_t", "s_t", c)] * soft
+    names += [("m_s", "s_1", LOG2E)] * kernel.second
+    before = [(getattr(stats, m), getattr(stats, s)) for m, s, _ in names]
+    m_s, m_t = maxima(kernel, refs, limit)
+    stats.m_s = jnp.maximum(stats.m_s, m_s)
+    if soft:
+      stats.m_t = jnp.maximum(stats.m_t, m_t)
+    lanes = sums(kernel, refs, inv_t, t, limit)
+    for (m, s, c), old, x in zip(names, before, lanes, strict=True):
+      shrink = jnp.exp2((old[0] - getattr(stats, m)) * c)
+      setattr(stats, s, old[1] * shrink + row_sum(x))
     if kernel.hard:
-      z = label_logits(kernel, refs, base, limit)
-      put("z_l", column("z_l") + z)
+      stats.z_l = stats.z_l + label_logits(kernel, refs, base, limit)
 
-  def stats_now():
-    stats = Stats()
-    stats.m_s, stats.m_t = column("m_s"), column("m_t")
-    names = ["s_s"] + ["s_t"] * kernel.soft + ["s_1"] * kernel.second
-    set_stats(kernel, stats, [column(n) for n in names], inv_t)
-    return stats
+  @pl.when((phase == 1) & (j == 0))
+  def _():
+    names = ["s_s"] + ["s_t"] * soft + ["s_1"] * kernel.second
+    found = [getattr(stats, n) for n in names]
+    set_stats(kernel, stats, found, scale_of(kernel, inv_t))
 
-  if kernel.soft:
+  if soft:
 
     @pl.when(phase == 1)
     def _():
-      args = (kernel, refs, stats_now(), inv_t, t, consts)
-      soft = divergences(*args, limit)
-      put("d", column("d") + soft.d)
+      new = divergences(kernel, refs, inv_t, consts, limit)
+      stats.d = stats.d + new.d
       if kernel.grad:
-        put("total", column("total") + soft.total)
+        stats.total = stats.total + new.total
 
   @pl.when(phase == 2)
   def _():
-    stats = stats_now()
     if kernel.grad:
-      total = column("total")
-      soft = Soft(column("d"), total, 1.0, total) if kernel.soft else None
-      slopes(kernel, refs, stats, inv_t, consts, soft, base, limit)
-    rest = {name: column(name) for name in ("d", "total", "z_l")}
-    write_out(refs, stats, **rest)
+      total = stats.total
+      found = Soft(stats.d, total, 1.0, total) if soft else None
+      slopes(kernel, refs, inv_t, consts, found, base, limit)
+    write_out(kernel, refs)

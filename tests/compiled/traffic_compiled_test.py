@@ -1,6 +1,6 @@
 """What value_and_grad from logits moves through HBM: bar 4 of issue 3.
 
-Evidence of kind "compiled". Skipped without the compilers. About 35 s.
+Evidence of kind "compiled". Skipped without the compilers. About 60 s.
 """
 
 from absl.testing import absltest, parameterized
@@ -15,10 +15,13 @@ class TrafficCompiledTest(parameterized.TestCase):
     reason = (tpu_targets if is_tpu else report_gpu).available()
     if reason is not None:
       self.skipTest(reason)
-    rows = report_traffic.rows([target], (("forward_kl", True, 2.0),))
-    moved = {r["program"]: r["hbm_nvb"] for r in rows}
-    self.assertLessEqual(moved["kernel"], 1.05 * 3)
-    self.assertLessEqual(moved["xla"], 1.05 * 7)
+    cases = (("jsd", False, 1.0), ("forward_kl", True, 2.0))
+    rows = report_traffic.rows([target], cases)
+    for r in rows:
+      if r["program"] in ("kernel", "xla"):
+        floor = {"kernel": 3, "xla": 7}[r["program"]]
+        self.assertLessEqual(r["hbm_nvb"], 1.05 * floor)
+    moved = {r["program"]: r["hbm_nvb"] for r in rows[-4:]}
     self.assertGreater(moved["plain"], 7.5)  # 10 on v5e, 8 on h100
     self.assertGreater(moved["optax"], 7.5)  # 14 on v5e, 16 on h100
 
