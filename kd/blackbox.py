@@ -11,7 +11,6 @@ tenth of the prompts is held out.
     BlackBox -> filters -> closed set -> Signal without logits
 """
 
-import collections
 import dataclasses
 import os
 import re
@@ -87,7 +86,12 @@ def obtain(
     if not os.path.exists(store):
       ingest.ingest([path], store, section["max_bad"])
     ingest.check_source(store, path)
-  return load(store, task, section["extract"])
+  box = load(store, task, section["extract"])
+  splits = {name: getattr(box.task, name) for name in data.PARTS}
+  fits = data.is_resident(settings["task"], task.train.form, splits)
+  return dataclasses.replace(
+    box, task=dataclasses.replace(box.task, resident=fits)
+  )
 
 
 def _spoken(settings, task: data.Task, teacher: Teacher) -> Iterator[Answers]:
@@ -135,7 +139,7 @@ def load(folder: str, task: data.Task, extract: str = "") -> BlackBox:
     "test": _positions(task.test.texts()),
     "validation": _positions(task.validation.texts()),
   }
-  found: dict[str, list[Answers]] = collections.defaultdict(list)
+  asked: list[Answers] = []
   votes = {k: np.full(len(getattr(task, k)), -1, np.int32) for k in places}
   for example in ingest.read(folder):
     example = _extracted(example, extract)
@@ -143,18 +147,12 @@ def load(folder: str, task: data.Task, extract: str = "") -> BlackBox:
     for part in held:
       votes[part][places[part][example.key]] = _vote(example, classes)
     if not held:
-      found["train"].append(example)
-  asked = found["train"]
+      asked.append(example)
   if np.any(votes["validation"] >= 0):
     held = zip(task.validation.texts(), votes["validation"], strict=True)
   else:
-    is_held = [int(a.key, 16) % HELD_OUT == 0 for a in asked]
-    held = [
-      (a.prompt, _vote(a, classes))
-      for a, out in zip(asked, is_held, strict=True)
-      if out
-    ]
-    asked = [a for a, out in zip(asked, is_held, strict=True) if not out]
+    held = [(a.prompt, _vote(a, classes)) for a in asked if _is_held_out(a)]
+    asked = [a for a in asked if not _is_held_out(a)]
   held = [(text, c) for text, c in held if c >= 0]
   labels = np.array([_vote(a, classes) for a in asked], np.int32)
   known = {"train on": np.sum(labels >= 0), "hold out": len(held)}
@@ -264,6 +262,10 @@ def signal(
     rejected=jnp.asarray(np.array(worse, np.int32).reshape(n, width)),
   )
   return made, answer >= 0, [*funnel, closed]
+
+
+def _is_held_out(example: Answers) -> bool:
+  return int(example.key, 16) % HELD_OUT == 0
 
 
 def _positions(texts: Sequence[str]) -> dict[str, list[int]]:

@@ -297,6 +297,7 @@ class _Study:
     funnels = self.pools.funnels
     return {
       **({"funnels": funnels} if funnels else {}),
+      **({"answers": self.box.fingerprint} if self.box else {}),
       "pool": len(self.task.train),
       "examples": sizes[0] if len(sizes) == 1 else sizes,
       "validation": len(self.task.validation),
