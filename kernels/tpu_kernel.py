@@ -1,6 +1,6 @@
 """The TPU kernel itself: four sweeps over rows that lie in VMEM.
 
-    0  m = max z, of a row's first columns: see `statistics`
+    0  m = max z, of a row's first columns, or 0: see `statistics`
     1  x = c z - c m, s = sum 2^x                 c = log2(e) / T; c z is kept
     2  log2 q = x - log2 s, D = sum phi, U = sum u; q and u are kept instead
     3  dz = k (u - q U) + k_hard (softmax - onehot)
@@ -120,8 +120,9 @@ def statistics(kernel: Kernel, refs: Refs, inv_t, t) -> list:
 
   m need not be the maximum, only such that no sum overflows or is lost. So that
   of a row's first columns serves, or 0 where only log sum 2^(c z) is wanted,
-  unless sums turn out huge or tiny (or NaN): only then are all maxima taken and
-  sweep 1 done again. The compiler's estimate counts little of that: a loop of
+  unless sums turn out huge or tiny (or NaN; for m = 0 that is a log-sum-exp of
+  z / T beyond +-62): only then are all maxima taken and sweep 1 done again,
+  which takes three times as long as sweep 1. The compiler's estimate counts little of that: a loop of
   unknown length.
   """
   stats, zero = refs.stats, jnp.zeros((kernel.rows, LANES), f32)
@@ -263,10 +264,12 @@ def divergences(kernel: Kernel, refs: Refs, inv_t, consts, limit=None) -> Soft:
   Where u is a multiple of q or p, U is that factor, as both sum to 1.
   """
   traced = {}  # what body finds out
-  lse = log_sums(refs.stats, scale_of(kernel, inv_t))
+  stats = refs.stats
+  stats.lse_s, stats.lse_t = log_sums(stats, scale_of(kernel, inv_t))
 
   def body(carry, at, valid, xs):
-    parts = pair(xs, lse)
+    # Read in each part: where registers are scarce, loads are not.
+    parts = pair(xs, (stats.lse_s, stats.lse_t))
     (f_d, value), (f_u, u), share = terms(kernel, consts, parts, valid)
     same = u is not None and (u is parts[2] or u is parts[3])
     if valid is None or not traced:
