@@ -120,10 +120,10 @@ def statistics(kernel: Kernel, refs: Refs, inv_t, t) -> list:
 
   m need not be the maximum, only such that no sum overflows or is lost. So that
   of a row's first columns serves, or 0 where only log sum 2^(c z) is wanted,
-  unless sums turn out huge or tiny (or NaN; for m = 0 that is a log-sum-exp of
-  z / T beyond +-62): only then are all maxima taken and sweep 1 done again,
-  which takes three times as long as sweep 1. The compiler's estimate counts little of that: a loop of
-  unknown length.
+  unless sums turn out huge or tiny (or NaN; where m is 0, if a log-sum-exp of
+  z / T is beyond +-62): only then are all maxima taken and sweep 1 done again,
+  for the whole block of rows: about 8 bundles per 1,024 pairs more. The
+  compiler's estimate counts little of that: a loop of unknown length.
   """
   stats, zero = refs.stats, jnp.zeros((kernel.rows, LANES), f32)
 
