@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels import algebra, gemm, scan, tile, xla
 from kernels.tpu_kernel import resident
-from kernels.tpu_parts import LANES, LN2, LOW, OUT, Kernel, padded
+from kernels.tpu_parts import LANES, LN2, LOW, OUT, STATS, Kernel, padded
 from kernels.tpu_phases import phased
 
 f32 = jnp.float32
@@ -50,15 +50,19 @@ class Generation:
   (64, 4) 4.7 and 50, (40, 4) 4.2 and 0. Of forward KL: (64, 4) 3.9 and 9,
   (40, 4) 4.0 and 0, (32, 2) 4.1 and 0; of reverse KL with labels (40, 4) 5.3
   and 23, (32, 2) 5.8 and 3, (24, 2) 5.9 and 0. Sweep 2 of a JSD, kept from
-  spilling by `tpu_parts.sweep`: (128, 2) 4.5 and 0, (64, 2) 4.6 and 0. Other
-  generations take the same.
+  spilling by `tpu_parts.sweep`: (128, 2) 4.5 and 0, (64, 2) 4.6 and 0. All
+  sweeps of tvd with labels, V = 151936: `second` of (48, 4) 10.1 and 0, (40, 4)
+  11.0 and 37, (32, 2) 11.5 and 5, (24, 4) 11.4 and 19; V = 50257: (48, 4) 10.8
+  and 0, (40, 4) 11.8 and 37. On v6e, all sweeps of a JSD, by sweep 2: (128, 2)
+  8.49 and 18, (192, 2) 8.28 and 22, (256, 2) 8.21 and 20; of skew_reverse_kl
+  9.80 and 71, 9.40 and 170, 9.32 and 257. Other generations take v5e's.
   """
 
   vmem: int
   bf16: bool
   steps: tuple[Step, ...] = ((128, 16), (64, 4), (128, 2), (128, 4))
   busy: Step = (24, 2)
-  second: Step = (40, 4)
+  second: Step = (48, 4)
   gemms: bool = False
 
 
@@ -66,7 +70,7 @@ GENERATIONS = {
   "v4": Generation(16 * MIB, False),
   "v5e": Generation(128 * MIB, False),
   "v5p": Generation(64 * MIB, False),
-  "v6e": Generation(128 * MIB, True),
+  "v6e": Generation(128 * MIB, True, ((128, 16), (64, 4), (192, 2), (128, 4))),
   "tpu7x": Generation(64 * MIB, True, gemms=True),
 }
 UNKNOWN = Generation(64 * MIB, False)  # right for all of them but v4
@@ -105,7 +109,7 @@ def need(kernel: Kernel, v: int, itemsizes) -> int:
   """
   width = kernel.block or padded(v)
   per_pair = 2 * sum(itemsizes) + 4 * kernel.arrays
-  row = width * per_pair + LANES * (4 * len(OUT) + 16)
+  row = width * per_pair + LANES * (4 * len(STATS) + 16)
   return kernel.rows * row + 4 * MIB
 
 
@@ -166,7 +170,7 @@ def call(kernel: Kernel, scalars, info, logits, dtype, alias: bool, interpret):
     out_specs.append(pl.BlockSpec((rows, width), write))
     out_shape.append(struct((n, v), dtype))
   scratch = [pltpu.VMEM((rows, width), f32)] * kernel.arrays
-  scratch.append(pltpu.VMEM((len(OUT), rows, LANES), f32))
+  scratch.append(pltpu.VMEM((len(STATS), rows, LANES), f32))
   itemsizes = [x.dtype.itemsize for x in logits]
   itemsizes += [jnp.dtype(dtype).itemsize] if kernel.grad else []
   limit = need(kernel, v, itemsizes)

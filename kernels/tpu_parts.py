@@ -86,10 +86,11 @@ class Kernel:
 
 
 OUT = ("d", "total", "m_s", "s_s", "l_s", "m_t", "s_t", "l_t", "s_1", "z_l")
+STATS = (*OUT, "lse_s", "lse_t")
 
 
 class Stats:
-  """Row statistics [rows, 128] by name (OUT) in VMEM: m, sums, their log2.
+  """Row statistics [rows, 128] by name (STATS) in VMEM: m, sums, their log2.
 
   In registers they would be spilled by the sweeps, and in phases they are kept
   between grid steps. All lanes hold the same. A loop that broadcasts [rows, 1]
@@ -101,10 +102,10 @@ class Stats:
     vars(self)["ref"] = ref
 
   def __getattr__(self, name):
-    return self.ref[OUT.index(name)]
+    return self.ref[STATS.index(name)]
 
   def __setattr__(self, name, x):
-    self.ref[OUT.index(name)] = x
+    self.ref[STATS.index(name)] = x
 
 
 class Refs:
@@ -125,7 +126,7 @@ class Refs:
     self.x_s = self.q = take(kernel.stash)
     self.x_t = self.u = take(kernel.stash)
     self.e_1 = take(kernel.keeps_second)  # 2^x at T = 1
-    self.stats = Stats(take(True))  # [OUT, rows, 128]
+    self.stats = Stats(take(True))  # [STATS, rows, 128]
 
 
 @dataclasses.dataclass

@@ -113,12 +113,18 @@ class TpuTest(parameterized.TestCase):
       oracle.assert_close(got, want)
 
   @parameterized.product(name=("forward_kl", "jsd"), hard=(False, True))
-  def test_maxima_far_above_those_of_the_first_columns(self, name, hard):
+  def test_maxima_far_from_those_of_the_first_columns_and_from_0(
+    self, name, hard
+  ):
     z, z_t, labels, _ = problem(9, 555)  # the first 256
     z[0, 500] += 300
     z_t[1, 400:] += 90
     z[2, :256] -= 200
     z_t[3, :256] = -1e30
+    z[4] -= 500  # all of a row: sums of 2^(c z) underflow
+    z_t[5] -= 110
+    z[6] += 400
+    z_t[7] += 70
     kw = dict(divergence=oracle.DIVERGENCES[name], temperature=1.5)
     kw.update(hard_weight=0.3 * hard)
     labels = np.maximum(labels, 256) if hard else None
