@@ -271,5 +271,73 @@ class GroupTest(absltest.TestCase):
     )
 
 
+class MissingSamplesTest(parameterized.TestCase):
+  """Rows with fewer than K answers, and answers without a score."""
+
+  def signal(self, ids, scores=None, rejected=None):
+    ids = jnp.asarray([ids], jnp.int32)
+    none = jnp.full(ids.shape, jnp.nan)
+    values = none if scores is None else jnp.asarray([scores])
+    return signals.Signal(
+      truth=signals.Labels(jnp.array([-1])),
+      answer=signals.Labels(ids[:, 0]),
+      dense=None,
+      samples=signals.Samples(ids, none, values),
+      rejected=None if rejected is None else jnp.asarray([rejected]),
+    )
+
+  def loss(self, name, signal, **keys):
+    row = outputs.Outputs(STUDENT.hidden[:1], STUDENT.kernel, STUDENT.bias)
+    return float(OBJECTIVES[name].loss(row, signal, **keys)[0])
+
+  @parameterized.parameters(
+    ("frequencies", dict(temperature=2.0)),
+    ("acceptable", dict(temperature=2.0)),
+    ("list_net", dict(scores="votes", temperature=1.0)),
+    ("plackett_luce", dict(scores="votes", candidates="sampled", ties="index")),
+    ("pairwise_logistic", dict(scores="votes", candidates="all", weights=None)),
+    ("preference", {}),
+  )  # fmt: skip
+  def test_they_count_for_nothing(self, name, keys):
+    rejected = [4, 1]
+    short = self.signal([3, 1, 3], rejected=rejected)
+    long = self.signal([3, 1, 3, -1, -1], rejected=[*rejected, -1])
+    found = [
+      self.loss(name, s, samples=k, **keys) for s, k in ((short, 3), (long, 5))
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-6)
+    self.assertTrue(np.isfinite(found).all())
+
+  def test_acceptable_is_an_equal_share_of_what_is_not_rejected(self):
+    made = self.signal([3, 1, 3, 2], rejected=[1])
+    found = self.loss("acceptable", made, samples=4, temperature=1.0)
+    log_q = log_softmax(LOGITS[:1])[0]
+    expected = np.log(0.5) - (log_q[3] + log_q[2]) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  def test_preference_is_over_pairs_of_distinct_answers(self):
+    made = self.signal([3, 1, 3], rejected=[1, 4, 4])
+    z = LOGITS[0]
+    gaps = np.array([z[3] - z[1], z[3] - z[4], z[1] - z[4]])
+    expected = np.log1p(np.exp(-gaps)).mean()
+    found = self.loss("preference", made, samples=3)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  def test_an_answer_has_the_mean_of_its_scores_and_none_is_not_ranked(self):
+    nan = float("nan")
+    keys = dict(scores="scores", candidates="sampled", weights=None)
+    made = self.signal([3, 1, 3, 2], scores=[5.0, 3.0, 0.0, nan])
+    z = LOGITS[0]  # 1 has 3, 3 has 2.5, 2 is not ranked
+    expected = np.log1p(np.exp(-(z[1] - z[3])))
+    found = self.loss("pairwise_logistic", made, samples=4, **keys)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    self.assertEqual(made.samples.best.tolist(), [3])
+
+  def test_best_without_scores(self):
+    ids, log_probs = jnp.array([[2, 0, 1]]), jnp.array([[-3.0, -1.0, -2.0]])
+    self.assertEqual(signals.Samples(ids, log_probs).best.tolist(), [0])
+    self.assertEqual(self.signal([2, -1]).samples.best.tolist(), [-1])
+
+
 if __name__ == "__main__":
   absltest.main()
