@@ -84,6 +84,11 @@ def is_file(path: str) -> bool:
   return plain.endswith((".jsonl", ".json")) or path.endswith(".parquet")
 
 
+def is_answers(path: str) -> bool:
+  """Whether a path names answers: a file, there or not, or a store."""
+  return is_file(path) or is_store(path)
+
+
 def parse(line: bytes) -> Answers:
   """Reads one line of JSON.
 

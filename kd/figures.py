@@ -47,7 +47,7 @@ _MOST_COLOURS = len(_COLOURS)
 _GREY = "#a7aeb9"
 _FEW = 10  # examples below which a bin is noise
 
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
   "font.size": 9.5,
   "text.color": INK,
   "axes.edgecolor": MUTED,
@@ -134,7 +134,7 @@ def learning_curves(
   Returns:
     The mean over seeds in a band of one standard deviation.
   """
-  with mpl.rc_context(_RC):
+  with mpl.rc_context(RC):
     fig = Figure(figsize=(9.6, 4.0), layout="constrained")
     keys = ("loss", "validation_accuracy")
     titles = ("Training loss", "Validation accuracy (%)")
@@ -184,7 +184,7 @@ def forest(
   rows = [a for a in arms if _versus(arms[a], first)]
   sign = stats.direction(first)
   rows.sort(key=lambda a: sign * _versus(arms[a], first)["difference"])
-  with mpl.rc_context(_RC):
+  with mpl.rc_context(RC):
     size = (9.6, 1.35 + 0.3 * max(len(rows), 2))
     fig = Figure(figsize=size, layout="constrained")
     axes = fig.subplots(
@@ -232,7 +232,7 @@ def reliability(
     return None
   columns = len(shown) if len(shown) <= 5 else math.ceil(len(shown) / 2)
   lines = math.ceil(len(shown) / columns)
-  with mpl.rc_context(_RC):
+  with mpl.rc_context(RC):
     size = (1.1 + 1.78 * max(columns, 3), 0.75 + 1.95 * lines)
     fig = Figure(figsize=size, layout="constrained")
     axes = fig.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -271,7 +271,7 @@ def student_teacher(
   shown = [a for a in arms if all(m in arms[a]["metrics"] for m in needed)]
   if not shown:
     return None
-  with mpl.rc_context(_RC):
+  with mpl.rc_context(RC):
     fig = Figure(figsize=(7.4, 4.4), layout="constrained")
     ax = fig.subplots()
     for arm in sorted(shown, key=lambda a: not look[a].quiet):
@@ -323,7 +323,7 @@ def recall(
     return None
   low = np.nanmin(rows) if np.isfinite(rows).any() else 0.0
   floor = 0.0 if low < 0.5 else 0.5  # a good recall must not look dark
-  with mpl.rc_context(_RC):
+  with mpl.rc_context(RC):
     width = min(max(5.4, 2.6 + 0.62 * len(classes)), 13)
     size = (width, 1.25 + 0.32 * max(len(names), 2))
     fig = Figure(figsize=size, layout="constrained")
@@ -402,7 +402,7 @@ def recall_rows(
 def to_svg(fig: Figure) -> str:
   """Writes a figure as SVG, the same bytes for the same figure."""
   buffer = io.StringIO()
-  with mpl.rc_context(_RC):
+  with mpl.rc_context(RC):
     fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
   return buffer.getvalue().replace("'DejaVu Sans'", _FONTS)
 
@@ -410,7 +410,7 @@ def to_svg(fig: Figure) -> str:
 def to_png(fig: Figure) -> bytes:
   """Writes a figure as PNG, the same bytes for the same figure."""
   buffer = io.BytesIO()
-  with mpl.rc_context(_RC):
+  with mpl.rc_context(RC):
     fig.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
   return buffer.getvalue()
 

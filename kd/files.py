@@ -1,7 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is said of them."""
 
+import importlib.util
 import json
 import os
+import pathlib
+import zlib
 from typing import Any
 
 from kd.errors import UserError
@@ -37,6 +40,26 @@ def read_json(path: str, what: str) -> Any:
       return json.load(f)
   except (OSError, ValueError) as error:
     raise UserError(f"{path}: no readable {what} ({error})") from error
+
+
+def crc32(path: str) -> int:
+  """Returns the CRC-32 of a file's bytes, 1 MiB of which are held at once."""
+  crc, block = 0, memoryview(bytearray(1 << 20))
+  with open(path, "rb", buffering=0) as f:
+    while size := f.readinto(block):
+      crc = zlib.crc32(block[:size], crc)
+  return crc
+
+
+def package_folder(name: str) -> pathlib.Path | None:
+  """Returns an installed package's folder, without importing the package."""
+  try:
+    spec = importlib.util.find_spec(name)
+  except ModuleNotFoundError:  # of the package that it is a part of
+    spec = None
+  if spec is None or not spec.submodule_search_locations:
+    return None
+  return pathlib.Path(spec.submodule_search_locations[0])
 
 
 def replace_section(path: str, name: str, body: str) -> None:

@@ -19,7 +19,6 @@ import shutil
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -144,15 +143,6 @@ class _Shards:
       self._writer = None
 
 
-def crc32(path: str) -> int:
-  """Returns the CRC-32 of a file's bytes."""
-  crc = 0
-  with open(path, "rb") as f:
-    while block := f.read(BLOCK):
-      crc = zlib.crc32(block, crc)
-  return crc
-
-
 def ingest(
   paths: Sequence[str], out: str, max_bad: float = 0.02
 ) -> dict[str, Any]:
@@ -207,7 +197,7 @@ def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
           rate = read / (time.monotonic() - began)
           logging.info("%s: %d lines, %.0f lines/s", path, read, rate)
       sources_read.append(
-        {"path": path, "lines": read, "bad": bad, "crc32": crc32(path)}
+        {"path": path, "lines": read, "bad": bad, "crc32": files.crc32(path)}
       )
     shards.close()
   total = sum(s["lines"] for s in sources_read)
@@ -228,7 +218,9 @@ def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
     "reasons": dict(kinds.most_common()),
     "sources": sources_read,
     "shards": shards.names,
-    "crc32": [crc32(os.path.join(scratch, name)) for name in shards.names],
+    "crc32": [
+      files.crc32(os.path.join(scratch, name)) for name in shards.names
+    ],
   }
   files.write_json(os.path.join(scratch, "metadata.json"), metadata)
   os.replace(scratch, out)
@@ -272,7 +264,7 @@ def check_source(folder: str, path: str) -> None:
   """Raises UserError where a file has changed since a store was made of it."""
   metadata = files.read_json(os.path.join(folder, "metadata.json"), "store")
   made_of = [s["crc32"] for s in metadata["sources"]]
-  if made_of != [crc := crc32(path)]:
+  if made_of != [crc := files.crc32(path)]:
     raise UserError(
       f"{folder}: made of another file than {path} (CRC-32 {made_of}, now "
       f"{crc}); choose another --workdir"
@@ -294,7 +286,7 @@ def read(folder: str) -> Iterator[Answers]:
   for name, expected in zip(metadata["shards"], metadata["crc32"], strict=True):
     shard = os.path.join(folder, name)
     try:
-      crc = crc32(shard)
+      crc = files.crc32(shard)
     except OSError as error:
       raise UserError(f"{shard}: cannot be read ({why(error)})") from error
     if crc != expected:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
+from scipy import special
 
 from kd import codec, files, signals, store
 from kd.errors import UserError
@@ -258,7 +259,9 @@ def _error(plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
   stored = field.unpack(field.pack(arrays["logits"])).astype(np.float64)
   out: dict[str, Any] = {"examples": len(exact)}
   for m, t in enumerate(temperatures):
-    lp, lp_stored = (_log_softmax(x / t) for x in (exact, stored))
+    lp, lp_stored = (
+      special.log_softmax(x / t, axis=-1) for x in (exact, stored)
+    )
     if "tail" in arrays:  # what the tail holds is stored exactly
       inside = np.log1p(-arrays["tail"][:, m, None].astype(np.float64))
       lp, lp_stored = lp + inside, lp_stored + inside
@@ -269,11 +272,6 @@ def _error(plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
       "max_log_prob": float(np.abs(lp - lp_stored).max()),
     }
   return out
-
-
-def _log_softmax(z: np.ndarray) -> np.ndarray:
-  z = z - z.max(-1, keepdims=True)
-  return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
 def _worst(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 Fratantonio et al. 2024, "Magika: AI-Powered Content-Type Detection"
 (arXiv:2409.13768). The package `magika` ships the weights of its model
-standard_v3_3, 784,278 parameters and 214 content types, as an ONNX file that
+standard_v3_3, 784,214 parameters and 214 content types, as an ONNX file that
 was exported from Flax; here the same network is written in Flax NNX again and
 filled from that file. The package's own code is not run, and nothing of it is
 imported.
 """
 
-import importlib.util
 import json
 import pathlib
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kd import files
 from kd.errors import UserError
 from kd.outputs import Outputs, outputs
 
@@ -135,10 +135,10 @@ def folder() -> pathlib.Path:
   Raises:
     UserError: it is not installed; names the install line.
   """
-  spec = importlib.util.find_spec("magika")
-  if spec is None or not spec.submodule_search_locations:
+  found = files.package_folder("magika")
+  if found is None:
     raise UserError(f"magika is in a package of its own: {INSTALL}")
-  return pathlib.Path(spec.submodule_search_locations[0])
+  return found
 
 
 def content_types() -> tuple[str, ...]:

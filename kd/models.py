@@ -21,7 +21,7 @@ from jaxtyping import Array
 from kd.byte_cnn import ByteCNN
 from kd.errors import UserError
 from kd.magika import Magika
-from kd.outputs import Outputs, outputs
+from kd.outputs import Outputs, drop, outputs
 
 
 class MLP(nnx.Module):
@@ -57,9 +57,9 @@ class MLP(nnx.Module):
 
   def __call__(self, x_BxD: Array, rngs: nnx.Rngs | None = None) -> Outputs:
     x_BxD = x_BxD.reshape(x_BxD.shape[0], -1)
-    x_BxD = _drop(self.input_dropout, x_BxD, rngs)
+    x_BxD = drop(self.input_dropout, x_BxD, rngs)
     for layer in self.layers:
-      x_BxD = _drop(self.dropout, nnx.relu(layer(x_BxD)), rngs)
+      x_BxD = drop(self.dropout, nnx.relu(layer(x_BxD)), rngs)
     return outputs(x_BxD, self.head)
 
 
@@ -110,7 +110,7 @@ class CNN(nnx.Module):
     x = x.reshape(x.shape[0], -1)
     if self.dense is not None:
       x = nnx.relu(self.dense(x))
-    return outputs(_drop(self.dropout, x, rngs), self.head)
+    return outputs(drop(self.dropout, x, rngs), self.head)
 
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -185,9 +185,3 @@ def _size(shape: Sequence[int]) -> int:
   for n in shape:
     size *= n
   return size
-
-
-def _drop(dropout: nnx.Dropout, x: Array, rngs: nnx.Rngs | None) -> Array:
-  if rngs is None or dropout.rate == 0:
-    return x
-  return dropout(x, deterministic=False, rngs=rngs)

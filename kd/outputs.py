@@ -71,3 +71,10 @@ def outputs(hidden: Float[Array, "B H"], head: nnx.Linear) -> Outputs:
   """Returns the outputs of a model whose head is a linear layer with a bias."""
   assert head.bias is not None
   return Outputs(hidden, jnp.asarray(head.kernel[...]), head.bias[...])
+
+
+def drop(dropout: nnx.Dropout, x: Array, rngs: nnx.Rngs | None) -> Array:
+  """Applies dropout in training (where there are random numbers) alone."""
+  if rngs is None or dropout.rate == 0:
+    return x
+  return dropout(x, deterministic=False, rngs=rngs)

@@ -195,8 +195,7 @@ SECTIONS: dict[str, Any] = {
 
 def is_black_box(teacher: Mapping[str, Any]) -> bool:
   """Whether a teacher section means one that leaves sampled answers alone."""
-  path = teacher["path"]
-  return teacher["black_box"] or answers.is_file(path) or answers.is_store(path)
+  return teacher["black_box"] or answers.is_answers(teacher["path"])
 
 
 def check(path: str, value, rule: Check) -> None:

@@ -111,8 +111,7 @@ def check(section: Mapping[str, Any], task: data.Task | None = None) -> None:
 
 def has_answers(section: Mapping[str, Any]) -> bool:
   """Whether `teacher.path` holds a black box's answers, not a model."""
-  path = section["path"]
-  return answers.is_file(path) or answers.is_store(path)
+  return answers.is_answers(section["path"])
 
 
 def check_jitter(path: str, pixels: int, task: data.Task) -> None:

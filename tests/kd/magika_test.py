@@ -83,7 +83,7 @@ class MagikaTest(parameterized.TestCase):
   def test_a_package_that_is_missing(self):
     with (
       absltest.mock.patch.object(
-        magika.importlib.util, "find_spec", return_value=None
+        importlib.util, "find_spec", return_value=None
       ),
       self.assertRaisesRegex(UserError, "pip install .*requirements-data.txt"),
     ):
