@@ -135,12 +135,10 @@ def load(folder: str, task: data.Task, extract: str = "") -> BlackBox:
       f"task.name = {task.name!r}: {task.num_classes} class names, of which "
       f"{len(classes)} differ in more than case, spaces and punctuation"
     )
-  places = {
-    "test": _positions(task.test.texts()),
-    "validation": _positions(task.validation.texts()),
-  }
+  texts = {k: getattr(task, k).texts() for k in ("test", "validation")}
+  places = {k: _positions(of) for k, of in texts.items()}
   asked: list[Answers] = []
-  votes = {k: np.full(len(getattr(task, k)), -1, np.int32) for k in places}
+  votes = {k: np.full(len(of), -1, np.int32) for k, of in texts.items()}
   for example in ingest.read(folder):
     example = _extracted(example, extract)
     held = [k for k in places if example.key in places[k]]
@@ -149,7 +147,7 @@ def load(folder: str, task: data.Task, extract: str = "") -> BlackBox:
     if not held:
       asked.append(example)
   if np.any(votes["validation"] >= 0):
-    held = zip(task.validation.texts(), votes["validation"], strict=True)
+    held = zip(texts["validation"], votes["validation"], strict=True)
   else:
     held = [(a.prompt, _vote(a, classes)) for a in asked if _is_held_out(a)]
     asked = [a for a in asked if not _is_held_out(a)]
@@ -173,7 +171,7 @@ def load(folder: str, task: data.Task, extract: str = "") -> BlackBox:
     task=task,
     asked=asked,
     test=votes["test"],
-    evaluation=task.test.texts(),
+    evaluation=texts["test"],
     classes=classes,
     fingerprint=ingest.fingerprint(folder),
   )

@@ -38,6 +38,7 @@ class Pools:
     teacher: who labels; None where only answers are known.
     box: the black box, if the teacher is one.
     funnels: {filter: what its steps kept}, filled by `transfers`.
+    stored: {pool, whatever its filter: its signal}, likewise.
   """
 
   settings: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Pools:
   funnels: dict[str, list[dict[str, Any]]] = dataclasses.field(
     default_factory=dict
   )
+  stored: dict[str, signals.Signal] = dataclasses.field(default_factory=dict)
 
   def transfers(self, groups: Sequence[arms.Group]) -> dict[str, Transfer]:
     """Labels each pool once, and gives each transfer set its rows of it."""
@@ -96,7 +98,12 @@ class Pools:
       return made, kept
     if live:
       return self._truth(pool, start), None
-    made = self._stored(pool, start)
+    # What a filter keeps of a signal is no part of it.
+    whole = without(pool, FILTER)
+    name = transfer_of(whole)
+    if name not in self.stored:
+      self.stored[name] = self._stored(whole, start)
+    made = self.stored[name]
     if not chain:
       return made, None
     assert isinstance(made.dense, signals.Dense)  # kd.config sees to it
@@ -113,10 +120,10 @@ class Pools:
 
   def _stored(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
     """Returns a pool's signal, labelled now, or read."""
-    # What a filter keeps of a signal is no part of it.
-    pool = without(pool, FILTER)
     split, teacher = self.task.train, self.teacher
     assert teacher is not None
+    if self.task.resident:
+      split.arrays()  # decoded once, for the teacher, the keys and training
     batch = self.settings["evaluate"]["batch_size"]
 
     def logits(rows):

@@ -103,9 +103,10 @@ def table(rows: list[dict[str, float]]) -> str:
     for r in rows
   ]
   words = (
-    f"Top {K} with 8-bit logits, key, truth, answer and one temperature, no "
-    f"samples; {TOKENS} tokens in one shard, {REPEATS} reads, MB of the file. "
-    f"Evidence: run, on {os.cpu_count()} cores that others used as well (load "
+    f"Top {K} with 8-bit logits, key, truth, answer, entropy and one "
+    f"temperature, no samples; {TOKENS} tokens in one shard, {REPEATS} reads, "
+    f"MB of the file. "
+    f"Evidence: run, on {os.cpu_count()} cores (load "
     f"{min(r['load'] for r in rows):.1f} to "
     f"{max(r['load'] for r in rows):.1f}), from the page cache, jax "
     f"{jax.__version__}, by `python -m kd.store_bench`."
