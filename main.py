@@ -44,7 +44,8 @@ def parse(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
   del argv
-  from kd import logs, study  # after the flags: a typo need not wait for jax
+  from kd import study
+  from kd.train import logs  # after the flags: a typo need not wait for jax
 
   logs.listen()
   study.log_devices()

@@ -21,14 +21,14 @@ experiments/consistent.
 
 import ml_collections
 
-from kd import config as kd
+from kd.config import defaults
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   words = [word for word in arg.split(",") if word]
   if set(words) - {"smoke", "long"}:
     raise ValueError(f"unknown argument {arg!r}: expected long, smoke or none")
-  config = kd.defaults()
+  config = defaults()
   config.study = "consistent_long" if "long" in words else "consistent"
   config.question = __doc__.splitlines()[0]
   config.seeds = 5

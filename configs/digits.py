@@ -22,13 +22,13 @@ about 88 % for soft; soft_110 is 3.5 to 6 points above hard_110.
 
 import ml_collections
 
-from kd import config as kd
+from kd.config import defaults
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if arg not in ("", "smoke"):
     raise ValueError(f"unknown argument {arg!r}: expected smoke or none")
-  config = kd.defaults()
+  config = defaults()
   config.study = "digits"
   config.question = (
     "Can a student learn a digit that it never saw, from soft targets alone? "

@@ -15,13 +15,13 @@ experiments/few_labels.
 
 import ml_collections
 
-from kd import config as kd
+from kd.config import defaults, sweep
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if arg not in ("", "smoke"):
     raise ValueError(f"unknown argument {arg!r}: expected smoke or none")
-  config = kd.defaults()
+  config = defaults()
   config.study = "few_labels"
   config.question = (
     "How much is each objective worth when the transfer set is small?"
@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     sizes = (90, 300)
 
   def arm(**keys):
-    return dict(keys, signal=dict(size=kd.sweep(*sizes)))
+    return dict(keys, signal=dict(size=sweep(*sizes)))
 
   config.arms = dict(
     hard=arm(objective="hard", target="answer"),

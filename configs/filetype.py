@@ -30,13 +30,13 @@ experiments/filetype.
 
 import ml_collections
 
-from kd import config as kd
+from kd.config import defaults, sweep
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if arg not in ("", "smoke"):
     raise ValueError(f"unknown argument {arg!r}: expected smoke or none")
-  config = kd.defaults()
+  config = defaults()
   config.study = "filetype"
   config.question = __doc__.splitlines()[0]
   config.seeds = 5
@@ -78,7 +78,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   few = dict(signal=dict(size=300), baseline="hard_300")
   config.arms = dict(
     hard=hard,
-    soft=soft(temperature=kd.sweep(1.0, 2.0, 4.0)),
+    soft=soft(temperature=sweep(1.0, 2.0, 4.0)),
     jsd=soft("jsd", beta=0.5, temperature=1.0),
     frequencies=dict(objective="frequencies", samples=16, temperature=1.0),
     rank=dict(

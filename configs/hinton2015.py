@@ -21,7 +21,7 @@ numbers: experiments/hinton2015.
 
 import ml_collections
 
-from kd import config as kd
+from kd.config import defaults, sweep
 
 STUDIES = ("omit3", "only78", "temperature", "table")
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 20.0)
@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       f"{', '.join(STUDIES)}, or both with a comma"
     )
   (study,) = which
-  config = kd.defaults()
+  config = defaults()
   config.study = f"hinton2015_{study}"
   config.question = __doc__.splitlines()[0]
   config.seeds = 5
@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   soft = dict(
     objective="soft",
-    temperature=20.0 if study == "table" else kd.sweep(*TEMPERATURES),
+    temperature=20.0 if study == "table" else sweep(*TEMPERATURES),
     divergence="forward_kl",
   )
   config.arms = dict(hard=dict(objective="hard", target="truth"), soft=soft)
@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.signal.only_classes = (7, 8)
     config.evaluate.shift_classes = (7, 8)
   elif study == "temperature":
-    widths = kd.sweep((30, 30), (300, 300))
+    widths = sweep((30, 30), (300, 300))
     config.arms.hard.student = dict(hidden=widths)
     config.arms.soft.student = dict(hidden=widths)
   else:

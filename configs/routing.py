@@ -19,7 +19,7 @@ experiments/routing.
 
 import ml_collections
 
-from kd import config as kd
+from kd.config import defaults, sweep
 
 K = 8
 
@@ -27,7 +27,7 @@ K = 8
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if arg not in ("", "smoke"):
     raise ValueError(f"unknown argument {arg!r}: expected smoke or none")
-  config = kd.defaults()
+  config = defaults()
   config.study = "routing"
   config.question = (
     "Which router does a black box teach best, from a few sampled answers?"
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.filters.strict[0]["low"] = 0.3
 
   def arm(**keys):
-    return dict(keys, signal=dict(filter=kd.sweep("", "agree", "strict")))
+    return dict(keys, signal=dict(filter=sweep("", "agree", "strict")))
 
   ranked = dict(samples=K, scores="votes")
   config.arms = dict(

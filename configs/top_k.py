@@ -17,13 +17,13 @@ Record and time: experiments/top_k. The targets' own bias: docs/top_k.md.
 
 import ml_collections
 
-from kd import config as kd
+from kd.config import defaults, sweep
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if arg not in ("", "smoke"):
     raise ValueError(f"unknown argument {arg!r}: expected smoke or none")
-  config = kd.defaults()
+  config = defaults()
   config.study = "top_k"
   config.question = (
     "What do the k likeliest classes, or k samples, cost against all of them?"
@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   top = dict(
     objective="top_k",
-    k=kd.sweep(8, 32, 128),
+    k=sweep(8, 32, 128),
     temperature=1.0,
     divergence="forward_kl",
     signal=dict(keep="top_k", k=128, dtype="int8", samples=0),
@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     zero=dict(top, tail="zero"),
     renormalize=dict(top, tail="renormalize"),
     sampled=dict(
-      objective="frequencies", samples=kd.sweep(8, 32, 128), temperature=1.0
+      objective="frequencies", samples=sweep(8, 32, 128), temperature=1.0
     ),
   )
   return config.lock()

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd import config, label
+from kd import config
+from kd.signals import label
 
 COUNT, WIDTH = 700, 6
 FACTS = {"teacher": "abc", "task": "def", "rows": [0, COUNT]}

@@ -6,8 +6,13 @@ import re
 import jax
 import numpy as np
 
-from kd import apply, arms, bench, config, data, feed, program, signals
-from kd.feed import Setup, Transfer, transfer_of
+from kd import config, signals
+from kd.bench.training import training
+from kd.data.order import subset
+from kd.data.registry import load
+from kd.models import functional
+from kd.train import arms, batches, program
+from kd.train.batches import Setup, Transfer, transfer_of
 
 
 def settings(arm_configs, *, steps=40, hidden=(16,), **sections):
@@ -41,7 +46,7 @@ def study(resolved, *, seeds=(0, 1), logits=None, live=None, task=None):
     live: a feed.Live, the teacher of the arms that say signal.live.
     task: instead of the config's.
   """
-  task = task or data.load(resolved["task"])
+  task = task or load(resolved["task"])
   groups = arms.group(resolved["arms"], task.num_classes)
   labels = task.train.labels()
   stored = any(not group.signal["live"] for group in groups)
@@ -66,7 +71,7 @@ def study(resolved, *, seeds=(0, 1), logits=None, live=None, task=None):
       inputs=task.train,
       signal=signal,
       rows=np.stack(
-        [data.subset(labels, size=section["size"], seed=s) for s in seeds]
+        [subset(labels, size=section["size"], seed=s) for s in seeds]
       ),
       jitter=section["jitter"],
       live=live if section["live"] else None,
@@ -96,19 +101,19 @@ def wide_program():
     steps=10,
   )
   resolved["train"]["batch_size"] = BATCH
-  task = bench.RandomImages(CLASSES, (4, 4, 1), BATCH)
-  init = apply.define(TEACHER, task)[1]
+  task = training.RandomImages(CLASSES, (4, 4, 1), BATCH)
+  init = functional.define(TEACHER, task.signature)[1]
   params, rest = jax.eval_shape(init, jax.random.key(0))
   weights = jax.tree.map(
     lambda x: np.zeros(x.shape, x.dtype), {"params": params, "rest": rest}
   )
-  teacher = feed.Live(TEACHER, weights, samples=8, temperature=1.0)
+  teacher = batches.Live(TEACHER, weights, samples=8, temperature=1.0)
   groups, setup = study(resolved, seeds=(0,), live=teacher, task=task)
   seeds = np.zeros(1, np.uint32)
   state = jax.eval_shape(program.make_init(groups, setup), seeds)
-  _, xs = next(feed.intervals(setup, 0))
+  _, xs = next(batches.intervals(setup, 0))
   run = program.make_interval(groups, setup, one_by_one=False)
-  return run, (state, seeds, xs, np.int32(0), feed.resident(setup))
+  return run, (state, seeds, xs, np.int32(0), batches.resident(setup))
 
 
 def widest(text):

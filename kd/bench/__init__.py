@@ -1,0 +1,1 @@
+"""Programs that measure us: training, the store of signals, sampled targets."""

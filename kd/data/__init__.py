@@ -1,0 +1,1 @@
+"""A task: its examples, splits, order, and what a model sees of them."""

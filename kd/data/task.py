@@ -1,0 +1,204 @@
+"""What a task is: three splits of examples with random access.
+
+`kd.data.registry.load` makes one from a config's `task` section.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int32
+
+from kd.data.inputs import Form
+from kd.data.order import stream
+from kd.errors import UserError
+from kd.models.functional import Signature
+
+PARTS = ("train", "validation", "test")
+CHUNK = 256  # records decoded at once
+PARALLEL = 10_000  # records from which decoding is worth grain's 1 s of import
+SAMPLE = 1024  # inputs of each split that the fingerprint reads
+
+
+class Split:
+  """Random access to one part of a task; decodes what is asked for.
+
+  Positions count from 0 within the part. `arrays` and `labels` are read once
+  and kept, as read-only arrays. A subclass says how one record is read.
+  """
+
+  def __init__(self, size: int, form: Form, label: str):
+    """Makes a split of `size` examples.
+
+    Args:
+      size: N.
+      form: what a record becomes.
+      label: what to call the split in errors.
+    """
+    self._size = size
+    self._form = form
+    self._label = label
+    self._labels: np.ndarray | None = None
+    self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+
+  def _example(self, position: int, decode: bool) -> Mapping[str, Any]:
+    """Reads one record, and decodes its input or leaves it as stored."""
+    raise NotImplementedError
+
+  def __len__(self) -> int:
+    return self._size
+
+  @property
+  def form(self) -> Form:
+    """What a record becomes."""
+    return self._form
+
+  def texts(self) -> list[str]:
+    """Returns the inputs of a task of texts, as they were written."""
+    key = self._form.input_key
+    raw = (self._example(i, True)[key] for i in range(len(self)))
+    return [x.decode() if isinstance(x, bytes) else str(x) for x in raw]
+
+  def _load(self, chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes the positions int [n]: inputs [n, ...] and labels [n]."""
+    form = self._form
+    examples = [self._example(i, not form.encoded) for i in chunk]
+    inputs = form.pack([example[form.input_key] for example in examples])
+    labels = [example[form.label_key] for example in examples]
+    return inputs, np.array(labels, np.int32)
+
+  def _keep_labels(self, labels: np.ndarray) -> np.ndarray:
+    if labels.size and labels.min() < 0:  # TFDS writes -1 for "no label"
+      raise UserError(
+        f"{self._label}: {np.sum(labels < 0)} of {len(labels)} examples have "
+        "no label; accepted: a split with labels"
+      )
+    labels.flags.writeable = False
+    self._labels = labels
+    return labels
+
+  def labels(self) -> Int32[np.ndarray, " N"]:
+    """Returns the classes, int32 [N], without decoding the inputs."""
+    if self._labels is not None:
+      return self._labels
+    key = self._form.label_key
+    labels = (self._example(i, False)[key] for i in range(len(self)))
+    return self._keep_labels(np.fromiter(labels, np.int32, len(self)))
+
+  def arrays(self) -> tuple[np.ndarray, Int32[np.ndarray, " N"]]:
+    """Returns all inputs [N, ...], uint8 or float32, and labels int32 [N]."""
+    if self._arrays is not None:
+      return self._arrays
+    n = len(self)
+    inputs = np.empty((n, *self._form.shape), self._form.dtype)
+    labels = np.empty(n, np.int32)
+    chunks = [np.arange(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
+    threads = os.cpu_count() or 1
+    loaded = (
+      map(self._load, chunks)
+      if n < PARALLEL
+      else stream(self._load, chunks, prefetch=2 * threads, threads=threads)
+    )
+    for chunk, (x, y) in zip(chunks, loaded, strict=True):
+      inputs[chunk[0] : chunk[-1] + 1] = x
+      labels[chunk[0] : chunk[-1] + 1] = y
+    inputs.flags.writeable = False
+    self._arrays = inputs, self._keep_labels(labels)
+    return self._arrays
+
+  def read(self, rows: np.ndarray) -> np.ndarray:
+    """Returns the inputs at positions int [...], as an array [..., *shape].
+
+    Decodes each distinct position once, however often `rows` names it.
+
+    Raises:
+      IndexError: if a position is outside 0..N-1.
+    """
+    rows = np.asarray(rows)
+    if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+      raise IndexError(
+        f"positions {rows.min()}..{rows.max()} of a split of {len(self)}"
+      )
+    if self._arrays is not None:
+      return self._arrays[0][rows]
+    if not rows.size:
+      return np.empty((*rows.shape, *self._form.shape), self._form.dtype)
+    distinct, inverse = np.unique(rows, return_inverse=True)
+    return self._load(distinct)[0][inverse.reshape(rows.shape)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+  """A data set, split, as a study sees it.
+
+  Attributes:
+    name: the data set's TFDS name.
+    version: the data set's version.
+    num_classes: V.
+    class_names: V names.
+    input_shape: of one example, as the model sees it.
+    scale: what the step multiplies inputs with: 1/255 for 8-bit images, 1 for
+      text vectors and tensors.
+    train: what students (and the teacher) learn from.
+    validation: for choices.
+    test: for reporting.
+    resident: whether the inputs belong on the device as a whole.
+    slices: the config's slices and the seed of the shuffle they cut.
+  """
+
+  name: str
+  version: str
+  num_classes: int
+  class_names: tuple[str, ...]
+  input_shape: tuple[int, ...]
+  scale: float
+  train: Split
+  validation: Split
+  test: Split
+  resident: bool
+  slices: tuple[str, ...]
+
+  @property
+  def signature(self) -> Signature:
+    """What a model is asked."""
+    return Signature(self.input_shape, self.num_classes, self.scale)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """A hash of what was read, 16 hexadecimal digits.
+
+    Covers the name, version, slices, seed, shape, class names, every label,
+    and up to `SAMPLE` evenly spaced inputs of each split. Does not depend on
+    residency, process or folder.
+    """
+    facts = ("name", "version", "slices", "class_names", "input_shape", "scale")
+    facts = [getattr(self, fact) for fact in facts]
+    digest = hashlib.sha256(repr(facts).encode())
+    for split in (self.train, self.validation, self.test):
+      rows = np.linspace(0, len(split) - 1, min(len(split), SAMPLE), dtype=int)
+      digest.update(np.ascontiguousarray(split.labels()).tobytes())
+      digest.update(np.ascontiguousarray(split.read(rows)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def is_resident(
+  task: Mapping[str, Any], form: Form, splits: Mapping[str, Split]
+) -> bool:
+  """Decides whether the inputs stay on the device, and logs why."""
+  one = math.prod(form.shape) * np.dtype(form.dtype).itemsize
+  mib = one * sum(map(len, splits.values())) / 2**20
+  fits = mib <= task["resident_mib"]
+  resident = fits if task["resident"] == "auto" else bool(task["resident"])
+  logging.info(
+    "task %s: %s examples of %d B, %.1f MiB; resident = %s "
+    "(task.resident = %s, task.resident_mib = %g)",
+    *(task["name"], " + ".join(str(len(s)) for s in splits.values()), one, mib),
+    *(resident, task["resident"], task["resident_mib"]),
+  )
+  return resident

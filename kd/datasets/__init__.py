@@ -1,0 +1,1 @@
+"""Our own TFDS builders, a file each."""

@@ -1,0 +1,1 @@
+"""What runs scored and cost, and which differences are real."""

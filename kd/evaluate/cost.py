@@ -1,0 +1,87 @@
+"""What a model costs to ask: its parameters, and the time of a forward pass."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kd.data.task import Task
+from kd.models import functional
+from kd.train.arms import Group
+
+SECONDS = 0.3  # that a measurement may take, but for its FEWEST calls
+FEWEST, MOST = 3, 50  # calls
+
+
+def median_seconds(call: Callable[[], Any]) -> float:
+  """Returns the median seconds of a call, after one that isn't counted."""
+  jax.block_until_ready(call())
+  times: list[float] = []
+  while len(times) < FEWEST or (sum(times) < SECONDS and len(times) < MOST):
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    times.append(time.perf_counter() - began)
+  return statistics.median(times)
+
+
+def distinct(
+  groups: Sequence[Group],
+  states: Mapping[str, Mapping[str, Any]],
+  student: Mapping[str, Any],
+  arms: Sequence[str],
+) -> dict[str, tuple[Mapping[str, Any], Any]]:
+  """Returns the students that differ, by name: (options, one run's weights).
+
+  The study's own is "student", another is "student of" its first arm.
+
+  Args:
+    groups: the arms.
+    states: by arm, with the seeds' axis first.
+    student: the study's own section.
+    arms: every arm, in the order of the report.
+  """
+  options = {arm: g.student for g in groups for arm in g.names}
+  found: dict[str, tuple[Mapping[str, Any], Any]] = {}
+  for arm in arms:
+    own = options[arm]
+    if any(own == other for other, _ in found.values()):
+      continue
+    weights = {
+      k: jax.tree.map(lambda x: x[0], states[arm][k])
+      for k in ("params", "rest")
+    }
+    found["student" if own == student else f"student of {arm}"] = own, weights
+  return found
+
+
+def parameters(weights: Mapping[str, Any]) -> int:
+  """Counts a model's trained numbers."""
+  return sum(x.size for x in jax.tree.leaves(weights["params"]))
+
+
+def measure(
+  model: Mapping[str, Any],
+  weights: Mapping[str, Any],
+  task: Task,
+  batch: int,
+) -> dict[str, float | int]:
+  """Times a model on the task's test examples, compiled, on this host.
+
+  Returns:
+    `call`, the median seconds of a call with one example; `example`, those of
+    a call with `batch` examples, divided by them; `batch`, no more than the
+    test split has. Whatever else the host does at the time is in them.
+  """
+  forward = functional.forward(model, task.signature, batch)
+  batch = min(batch, len(task.test))
+  inputs = jax.device_put(task.test.read(np.arange(batch)))
+  weights = jax.device_put(weights)
+  one = inputs[:1]
+  return {
+    "call": median_seconds(lambda: forward(weights, one)),
+    "example": median_seconds(lambda: forward(weights, inputs)) / batch,
+    "batch": batch,
+  }

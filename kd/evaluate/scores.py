@@ -1,0 +1,225 @@
+"""Score trained runs on the test split: results.json's numbers.
+
+Every number is of one run; means, intervals and tests are made of them in
+kd.evaluate.stats. Choices (the best weights, a shift of biases) were made on
+the validation split.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from kd import metrics
+from kd.data.task import Task
+from kd.models import functional
+from kd.train.arms import Group
+
+RECALLS_UP_TO = 100  # classes; with more, a recall for each is left out
+SHIFTS = np.round(np.arange(-15.0, 15.05, 0.1), 1)  # nats
+
+
+def metric_names(
+  num_classes: int, shift: bool, black_box: bool = False
+) -> list[str]:
+  """Returns the metrics that a study has, of which one is primary."""
+  names = ["accuracy", "nll", "ece", "brier", "agreement"]
+  names += [] if black_box else ["kl_to_teacher"]
+  recalls = num_classes if num_classes <= RECALLS_UP_TO else 0
+  every = [*names, *(f"recall_{c}" for c in range(recalls))]
+  best = [f"{name}_best" for name in names]
+  return every + best + [f"{name}_shifted" for name in every if shift]
+
+
+def logits_of(
+  group: Group, weights: Mapping[str, Any], inputs, task: Task, batch: int
+) -> Float[Array, "S N V"]:
+  """Returns each seed's logits, one seed after another on the device."""
+  forward = functional.forward(group.student, task.signature, batch)
+  return jnp.stack(
+    [
+      forward(jax.tree.map(lambda x, s=s: x[s], weights), inputs)
+      for s in range(len(jax.tree.leaves(weights)[0]))
+    ]
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("bins", "num_classes"))
+def scores(
+  logits: Float[Array, "N V"],
+  labels: Int[Array, "N"],
+  teacher: Float[Array, "N V"] | Int[Array, "N"] | None,
+  *,
+  bins: int,
+  num_classes: int,
+) -> dict[str, Array]:
+  """Returns the metrics of one run, by name; nats, or fractions in [0, 1].
+
+  `teacher` is its logits; or its answers, -1 where there is none, and then
+  agreement is over those it gave.
+  """
+  probs = jax.nn.softmax(logits)
+  values = {
+    "accuracy": metrics.accuracy(logits, labels),
+    "nll": metrics.nll_from_logits(logits, labels),
+    "ece": metrics.ece(probs, labels, bins),
+    "brier": metrics.brier(probs, labels),
+  }
+  if teacher is not None and teacher.ndim == 1:
+    right = (teacher >= 0) & (jnp.argmax(logits, -1) == teacher)
+    values["agreement"] = jnp.sum(right) / jnp.sum(teacher >= 0)
+  elif teacher is not None:
+    values["agreement"] = metrics.agreement(logits, teacher)
+    values["kl_to_teacher"] = metrics.kl_to_teacher(logits, teacher)
+  if num_classes <= RECALLS_UP_TO:
+    recalls = metrics.recall_per_class(probs, labels, num_classes)
+    values |= {f"recall_{c}": recalls[c] for c in range(num_classes)}
+  return values
+
+
+def best_shift(logits, labels, classes: Sequence[int]) -> float:
+  """Chooses one shift of some classes' biases that fits a split best.
+
+  Hinton et al. 2015 (section 3) shift the bias of a class that the transfer
+  set lacks; they chose it on the test set, we are given another split. Of
+  equally accurate shifts the smallest is taken.
+  """
+  is_class = np.isin(np.arange(logits.shape[-1]), classes)
+  rest = np.where(is_class, -np.inf, logits)
+  some = np.where(is_class, logits, -np.inf)
+  # With a shift b the prediction is the best of `some` where it exceeds the
+  # best of the rest by more than -b.
+  margin = some.max(-1) - rest.max(-1)
+  right_some = some.argmax(-1) == labels
+  right_rest = rest.argmax(-1) == labels
+  chosen = margin[:, None] + SHIFTS > 0
+  accuracy = np.where(chosen, right_some[:, None], right_rest[:, None]).mean(0)
+  order = np.lexsort((np.abs(SHIFTS), -accuracy))
+  return float(SHIFTS[order[0]])
+
+
+def shifted(logits, shift: float, classes: Sequence[int]):
+  """Adds `shift` to the logits of `classes`."""
+  return logits.at[..., jnp.asarray(classes)].add(shift)
+
+
+def reliability(logits, labels, bins: int) -> dict[str, list]:
+  """Counts a reliability diagram, all runs of an arm pooled.
+
+  Bin b holds the predictions whose confidence is in (b / bins, (b+1) / bins].
+  """
+  probs = np.asarray(jax.nn.softmax(logits), np.float64)
+  confidence = probs.max(-1).ravel()
+  right = (probs.argmax(-1) == np.asarray(labels)).ravel()
+  index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+  count = np.bincount(index, minlength=bins)
+
+  def mean(x):
+    total = np.bincount(index, x, minlength=bins)
+    return [
+      float(t / n) if n else None for t, n in zip(total, count, strict=True)
+    ]
+
+  return {
+    "confidence": mean(confidence),
+    "accuracy": mean(right.astype(float)),
+    "count": count.tolist(),
+  }
+
+
+def arm(
+  group: Group,
+  state: Mapping[str, Any],
+  task: Task,
+  said: np.ndarray | None,
+  *,
+  batch: int,
+  bins: int,
+  shift_classes: Sequence[int],
+) -> tuple[dict[str, list[float | None]], dict[str, Any]]:
+  """Scores an arm's runs.
+
+  Args:
+    group: that holds the arm, for its student.
+    state: the arm's, from kd.train.loop.fit.
+    task: its test split is scored, its validation split serves choices.
+    said: the teacher's logits or answers on the test split, as in `scores`.
+    batch: examples in one forward pass.
+    bins: of the calibration error.
+    shift_classes: whose biases are shifted for the metrics "_shifted".
+
+  Returns:
+    ({metric: a value for each seed, None for a run that diverged},
+    reliability). Metrics ending in "_best" are of the weights that were best
+    on validation, the others of the last.
+  """
+  inputs, labels = task.test.arrays()
+  inputs = jnp.asarray(inputs)  # once for all runs
+  score = functools.partial(
+    scores,
+    labels=labels,
+    teacher=said,
+    bins=bins,
+    num_classes=task.num_classes,
+  )
+  last = {k: state[k] for k in ("params", "rest")}
+  logits = logits_of(group, last, inputs, task, batch)
+  best = logits_of(group, state["best"], inputs, task, batch)
+  rows = [score(x) for x in logits]
+  for row, x in zip(rows, best, strict=True):
+    row |= {
+      f"{k}_best": v for k, v in score(x).items() if not k.startswith("recall_")
+    }
+  if shift_classes:
+    held, held_labels = task.validation.arrays()
+    held_logits = np.asarray(logits_of(group, last, held, task, batch))
+    for row, x, v in zip(rows, logits, held_logits, strict=True):
+      shift = best_shift(v, held_labels, shift_classes)
+      row["bias_shift"] = shift
+      row |= {
+        f"{k}_shifted": value
+        for k, value in score(shifted(x, shift, shift_classes)).items()
+      }
+  for row, step in zip(rows, state["best_step"], strict=True):
+    row["best_step"] = step
+  stopped = np.asarray(state["diverged"]) > 0
+  values = {
+    key: [
+      None if bad else _number(row[key])
+      for row, bad in zip(rows, stopped, strict=True)
+    ]
+    for key in rows[0]
+  }
+  return values, reliability(logits[~stopped], labels, bins)
+
+
+def teacher(
+  logits: np.ndarray, labels: np.ndarray, *, bins: int, num_classes: int
+) -> tuple[dict[str, float | None], dict[str, Any]]:
+  """Scores the teacher: ({metric: value}, reliability)."""
+  values = scores(logits, labels, None, bins=bins, num_classes=num_classes)
+  return (
+    {k: _number(v) for k, v in values.items()},
+    reliability(logits, labels, bins),
+  )
+
+
+def black_box(
+  answers: np.ndarray, labels: np.ndarray
+) -> dict[str, float | None]:
+  """Scores a black box's answers, -1 where it was not asked: accuracy over
+  those it gave, and coverage, their share of the test examples."""
+  known = answers >= 0
+  scored: dict[str, float | None] = {"coverage": float(known.mean())}
+  if known.any():
+    scored["accuracy"] = float(np.mean(answers[known] == labels[known]))
+  return scored
+
+
+def _number(value) -> float | None:
+  value = float(value)
+  return value if np.isfinite(value) else None

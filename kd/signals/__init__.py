@@ -1,0 +1,27 @@
+"""What a teacher leaves on a transfer set, and how it is stored."""
+
+from kd.signals.kinds import (
+  Dense,
+  Labels,
+  Samples,
+  Signal,
+  TopK,
+  make,
+  of_labels,
+  of_teacher,
+  sample,
+  top_k,
+)
+
+__all__ = [
+  "Dense",
+  "Labels",
+  "Samples",
+  "Signal",
+  "TopK",
+  "make",
+  "of_labels",
+  "of_teacher",
+  "sample",
+  "top_k",
+]

@@ -1,0 +1,290 @@
+"""What a teacher leaves on a transfer set: answers, distributions, samples.
+
+Each kind is a pytree whose arrays have the transfer set's rows as their first
+axis, so that a batch of the signal is the same pytree with fewer rows.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from kd.models.outputs import Outputs
+
+# The classes from which on a draw costs one random number instead of V.
+MANY_CLASSES = 256
+
+
+class _Rows:
+  """A pytree of arrays [N, ...]; `at(rows)` selects along N."""
+
+  def at(self, rows: Int[Array, "..."]):
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Labels(_Rows):
+  """One class for each example: the true label, or the teacher's answer."""
+
+  ids: Int[Array, "N"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dense(_Rows):
+  """The teacher's logits over all V classes."""
+
+  logits: Float[Array, "N V"]
+
+  @property
+  def answer(self) -> Int[Array, "N"]:
+    """The likeliest class."""
+    return jnp.argmax(self.logits, -1).astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TopK(_Rows):
+  """The K likeliest classes, in any order, and how much the others hold.
+
+  With z the logits less the row's largest, at each of M temperatures
+
+      lse_T = log sum_v exp(z_v / T),  tail_T = 1 - sum_k exp(z_k / T - lse_T)
+
+  over all V classes, so that the K log-probabilities at T are those of the
+  whole distribution: log p_T(v) = z_v / T - lse_T.
+
+  Attributes:
+    ids: the classes.
+    logits: z of each; the row's largest is 0.
+    lse: log-sum-exp at each temperature.
+    tail: the mass of the other V - K classes at each temperature.
+    temperatures: the M of them.
+  """
+
+  ids: Int[Array, "N K"]
+  logits: Float[Array, "N K"]
+  lse: Float[Array, "N M"]
+  tail: Float[Array, "N M"]
+  temperatures: tuple[float, ...] = dataclasses.field(
+    default=(1.0,), metadata={"static": True}
+  )
+
+  @property
+  def answer(self) -> Int[Array, "N"]:
+    """The likeliest class."""
+    best = jnp.argmax(self.logits, -1, keepdims=True)
+    return jnp.take_along_axis(self.ids, best, -1)[..., 0]
+
+  @property
+  def log_probs(self) -> Float[Array, "N K"]:
+    """The log-probabilities at T = 1, which must be among the temperatures."""
+    if 1.0 not in self.temperatures:
+      raise ValueError(f"kept at T = {self.temperatures}, not at 1.0")
+    return self.log_probs_at(1.0)
+
+  def log_probs_at(self, temperature) -> Float[Array, "N K"]:
+    """Returns log p_T of the K classes; T is one of `temperatures`.
+
+    They are made to sum to 1 - tail_T, which is exact, so that what rounding
+    did to the logits moves no mass between these classes and the others.
+    """
+    kept = jnp.asarray(self.temperatures)
+    tail = jnp.take(self.tail, jnp.argmin(jnp.abs(kept - temperature)), -1)
+    log_probs = jax.nn.log_softmax(self.logits / temperature)
+    return log_probs + jnp.log1p(-tail)[..., None]
+
+  def narrow(self, k: int) -> "TopK":
+    """Returns the k likeliest of these, best first."""
+    logits, order = jax.lax.top_k(self.logits, k)
+    ids = jnp.take_along_axis(self.ids, order, -1)
+    tail = [
+      -jnp.expm1(
+        jax.nn.logsumexp(
+          jnp.take_along_axis(self.log_probs_at(t), order, -1), -1
+        )
+      )
+      for t in self.temperatures
+    ]
+    tail = jnp.clip(jnp.stack(tail, -1), 0.0, 1.0)
+    return TopK(ids, logits, self.lse, tail, self.temperatures)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples(_Rows):
+  """K answers drawn with replacement, and what the teacher said of each.
+
+  A row with fewer answers ends in ids of -1. `log_probs` are at the temperature
+  at which the samples were drawn. `scores` are a black box's own, the higher
+  the better. Either is NaN where the teacher gave none.
+  """
+
+  ids: Int[Array, "N K"]
+  log_probs: Float[Array, "N K"]
+  scores: Float[Array, "N K"] | None = None
+
+  def at_most(self, k: int) -> "Samples":
+    """Returns the first k answers of each row."""
+    return jax.tree.map(lambda x: x[:, :k], self)
+
+  @property
+  def best(self) -> Int[Array, "N"]:
+    """The answer with the highest score, or else log-probability (best of K);
+    -1 where no answer has one."""
+    values = self.log_probs if self.scores is None else self.scores
+    values = jnp.where((self.ids < 0) | jnp.isnan(values), -jnp.inf, values)
+    top = jnp.argmax(values, -1, keepdims=True)
+    chosen = jnp.take_along_axis(self.ids, top, -1)
+    scored = jnp.max(values, -1, keepdims=True) > -jnp.inf
+    return jnp.where(scored, chosen, -1)[:, 0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Signal(_Rows):
+  """All that the arms of a study may read of a transfer set.
+
+  `truth` is -1 where the transfer set is unlabelled. `dense` has the teacher's
+  `logits`: stored ones of all classes or of the likeliest, or those of a live
+  teacher's outputs; a black box has none. `entropy` is the teacher's over all
+  classes, at T = 1, in nats. A black box's `rejected` are alternatives known to
+  be worse than any sample, -1 where there are fewer than R.
+  """
+
+  truth: Labels
+  answer: Labels
+  dense: Dense | TopK | Outputs | None
+  samples: Samples
+  entropy: Float[Array, "N"] | None = None
+  rejected: Int[Array, "N R"] | None = None
+
+
+def of_labels(ids: ArrayLike) -> Signal:
+  """Returns what a teacher in training learns from: true labels alone."""
+  ids = jnp.asarray(ids, jnp.int32)
+  none = jnp.zeros((len(ids), 0))
+  labels = Labels(ids)
+  empty = Samples(none.astype(jnp.int32), none)
+  return Signal(truth=labels, answer=labels, dense=Dense(none), samples=empty)
+
+
+def top_k(
+  dense: Dense | TopK | Outputs,
+  k: int,
+  temperatures: Sequence[float] = (1.0,),
+) -> TopK:
+  """Keeps the k likeliest classes of each row, exactly; of equals the first.
+
+  Args:
+    dense: the logits; of a TopK, its own temperatures stay.
+    k: how many.
+    temperatures: at which log-sum-exp and tail are kept.
+  """
+  if isinstance(dense, TopK):
+    return dense.narrow(k)
+  z = dense.logits.astype(jnp.float32)
+  z = z - jnp.max(z, -1, keepdims=True)
+  logits, ids = jax.lax.top_k(z, k)
+  rows = jnp.arange(len(z))[:, None]
+  others = z.at[rows, ids].set(-jnp.inf)
+  lse = [jax.nn.logsumexp(z / t, -1) for t in temperatures]
+  tail = [
+    jnp.exp(jax.nn.logsumexp(others / t, -1) - total)
+    for t, total in zip(temperatures, lse, strict=True)
+  ]
+  return TopK(
+    ids.astype(jnp.int32),
+    logits,
+    jnp.stack(lse, -1),
+    jnp.stack(tail, -1),
+    tuple(temperatures),
+  )
+
+
+def sample(
+  key: Array,
+  dense: Dense | Outputs,
+  *,
+  k: int,
+  temperature: float,
+  first: ArrayLike = 0,
+) -> Samples:
+  """Draws k answers a row from softmax(logits / temperature).
+
+  The draws of row n, counted from `first`, depend on the key and on n alone,
+  so that a larger transfer set keeps those of a smaller one, and a part of it
+  those of the whole.
+  """
+  log_probs = jax.nn.log_softmax(dense.logits.astype(jnp.float32) / temperature)
+  keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(
+    first + jnp.arange(len(log_probs))
+  )
+  many = log_probs.shape[-1] >= MANY_CLASSES
+  draw = _invert if many else jax.random.categorical
+  ids = jax.vmap(lambda key, lp: draw(key, lp, shape=(k,)))(keys, log_probs)
+  return Samples(
+    ids.astype(jnp.int32), jnp.take_along_axis(log_probs, ids, axis=-1)
+  )
+
+
+def _invert(key: Array, log_probs: Float[Array, "V"], shape) -> Array:
+  """Draws by inverting the distribution function, one number a draw.
+
+  The function has float32's rounding: a class's probability is kept to 2e-7.
+  """
+  summed = jnp.cumsum(jnp.exp(log_probs))
+  drawn = jax.random.uniform(key, shape) * summed[-1]
+  ids = jnp.searchsorted(summed, drawn, side="right")
+  return jnp.minimum(ids, len(summed) - 1)
+
+
+def of_teacher(
+  teacher: Dense | Outputs,
+  truth: ArrayLike | None,
+  *,
+  samples: int,
+  temperature: float,
+  key: Array,
+  first: ArrayLike = 0,
+) -> Signal:
+  """Makes the signal of N examples from what the teacher makes of them.
+
+  Args:
+    teacher: its logits, or outputs that have them.
+    truth: the true labels [N], or None where there are none.
+    samples: K, the answers drawn a row.
+    temperature: at which they are drawn.
+    key: of the draws.
+    first: the transfer set's row that these begin with.
+  """
+  answer = Labels(teacher.answer)
+  if truth is None:
+    truth = jnp.full(answer.ids.shape, -1)
+  return Signal(
+    truth=Labels(jnp.asarray(truth, jnp.int32)),
+    answer=answer,
+    dense=teacher,
+    samples=sample(
+      key, teacher, k=samples, temperature=temperature, first=first
+    ),
+    entropy=_entropy(teacher.logits),
+  )
+
+
+def _entropy(logits: Float[Array, "N V"]) -> Float[Array, "N"]:
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  probs = jnp.exp(log_probs)
+  return -jnp.sum(jnp.where(probs > 0, probs * log_probs, 0.0), axis=-1)
+
+
+def make(
+  logits: ArrayLike, truth: ArrayLike | None, *, seed: int, **drawn
+) -> Signal:
+  """Makes the signal of a transfer set from the teacher's logits [N, V] on it;
+  `seed` is that of the draws, the rest as in `of_teacher`."""
+  dense = Dense(jnp.asarray(logits, jnp.float32))
+  return of_teacher(dense, truth, key=jax.random.key(seed), **drawn)

@@ -1,0 +1,288 @@
+"""Run a teacher over a transfer set, shard by shard, into a store.
+
+    FOLDER.partial/plan.json         what is being labelled
+    FOLDER.partial/signal-*          the shards that are done
+    FOLDER.partial/signal-*.json     and what is known of each
+    FOLDER                           all of it, renamed when it is whole
+
+A killed labelling goes on with the shards that are missing. Shard i is the
+work of process i mod n of n, and a batch is spread over a process's devices.
+What a row gets depends on its input and its number alone, and batches have one
+shape and the same boundaries always, so that the bytes are the same however
+often it was stopped, and over however many devices and hosts it ran.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from scipy import special
+
+from kd import files, signals
+from kd.errors import UserError
+from kd.parallel import hosts
+from kd.signals import Signal, codec, store
+
+PACKAGES = ("jax", "array-record", "numpy")
+# What says how a signal is stored and found, not what it is.
+PLACE = ("path", "shard_size")
+AUGMENTATION = {"jitter": 0, "seed": None}  # inputs are labelled as they are
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is to be labelled, and how.
+
+  Attributes:
+    section: the config's signal section.
+    count: N, the transfer set's examples.
+    num_classes: V.
+    inputs: reads the inputs of rows [n], counted from 0 in the transfer set.
+    logits: asks the teacher for the logits [n, V] of rows [n].
+    truth: the true labels [N]; None where the study is not to see them.
+    facts: metadata that says what the teacher and the data were.
+    batch: rows of a batch on one device.
+  """
+
+  section: Mapping[str, Any]
+  count: int
+  num_classes: int
+  inputs: Callable[[np.ndarray], np.ndarray]
+  logits: Callable[[np.ndarray], np.ndarray]
+  truth: np.ndarray | None
+  facts: Mapping[str, Any]
+  batch: int = 1024
+
+  @property
+  def schema(self) -> list[codec.Field]:
+    return store.fields(self.section, self.num_classes)
+
+  @property
+  def kept(self) -> dict[str, Any]:
+    """What a study that reads the store must agree with."""
+    signal = {k: v for k, v in self.section.items() if k not in PLACE}
+    return {
+      "signal": signal,
+      "augmentation": AUGMENTATION,
+      "num_classes": self.num_classes,
+      "examples": self.count,
+      **self.facts,
+    }
+
+  def shards(self) -> list[tuple[str, int, int]]:
+    """Returns (name, first row, end) of each."""
+    size = self.section["shard_size"]
+    starts = range(0, self.count, size)
+    return [
+      (
+        f"signal-{i:05d}-of-{len(starts):05d}.array_record",
+        start,
+        min(start + size, self.count),
+      )
+      for i, start in enumerate(starts)
+    ]
+
+
+def check(path: str, section: Mapping[str, Any], num_classes: int) -> None:
+  """Checks a signal section against the task.
+
+  Raises:
+    UserError: naming the key.
+  """
+  if section["keep"] == "top_k" and section["k"] > num_classes:
+    raise UserError(
+      f"{path}.k = {section['k']}: expected at most the task's {num_classes} "
+      f"classes"
+    )
+  stores = {"keep": "dense", "dtype": "float32", "path": ""}
+  for key, usual in stores.items():
+    if section["live"] and section[key] != usual:
+      raise UserError(
+        f"{path}.{key} = {section[key]!r}: expected {usual!r}, since a live "
+        f"teacher ({path}.live = True) leaves nothing to store"
+      )
+
+
+def label(folder: str, plan: Plan) -> None:
+  """Labels a transfer set into a store, or what is missing of it.
+
+  Args:
+    folder: of the store; its parent exists. Nothing is done where it is.
+    plan: what to label.
+
+  Raises:
+    UserError: the teacher's logits are not finite.
+  """
+  if store.exists(folder):
+    return
+  partial = f"{folder}.partial"
+  own = jax.process_index()
+  if own == 0:
+    _begin(partial, plan)
+  hosts.wait_for_all(f"{folder} begun")
+  shards = plan.shards()
+  if not store.exists(partial):
+    for i, (name, first, end) in enumerate(shards):
+      path = os.path.join(partial, name)
+      if i % jax.process_count() != own or os.path.exists(f"{path}.json"):
+        continue
+      errors: list[dict[str, Any]] = []
+      parts = _parts(plan, first, end, errors)
+      about = store.write_shard(path, plan.schema, parts)
+      about["error"] = _worst(errors)
+      files.write_json(f"{path}.json", about)
+      logging.info(
+        "labelled %s: examples %d to %d of %d", name, first, end, plan.count
+      )
+  hosts.wait_for_all(f"{folder} labelled")
+  if own == 0:
+    _finish(partial, folder, plan)
+  hosts.wait_for_all(f"{folder} finished")
+
+
+def _begin(partial: str, plan: Plan) -> None:
+  """Makes the folder, unless what is there is a part of the same."""
+  path = os.path.join(partial, "plan.json")
+  ours = json.loads(json.dumps({**plan.kept, "shards": plan.shards()}))
+  if os.path.exists(path):
+    if files.read_json(path, "plan") == ours:
+      return
+    logging.warning("%s is of another signal: beginning anew", partial)
+  if not store.exists(partial):
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    files.write_json(path, ours)
+
+
+def _finish(partial: str, folder: str, plan: Plan) -> None:
+  """Writes the metadata of all shards, and moves the folder to its place."""
+  notes = [f"{name}.json" for name, _, _ in plan.shards()]
+  if not store.exists(partial):
+    shards = [files.read_json(os.path.join(partial, n), "note") for n in notes]
+    errors = [shard.pop("error") for shard in shards]
+    stored = sum(shard["bytes"] for shard in shards)
+    files.write_json(
+      os.path.join(partial, "metadata.json"),
+      {
+        "format": store.FORMAT,
+        **plan.kept,
+        "schema": codec.describe(plan.schema),
+        "rows_per_record": store.ROWS,
+        "shards": shards,
+        "bytes_per_example": round(stored / plan.count, 3),
+        "error": _worst(errors),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+      },
+    )
+  # From here on the metadata says what the notes said.
+  for name in ["plan.json", *notes]:
+    if os.path.exists(os.path.join(partial, name)):
+      os.remove(os.path.join(partial, name))
+  shutil.rmtree(folder, ignore_errors=True)  # one without metadata
+  os.replace(partial, folder)
+
+
+def _parts(
+  plan: Plan, first: int, end: int, errors: list[dict[str, Any]]
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the arrays of a shard's rows, and notes what storing them loses."""
+  size = plan.batch
+  # A whole number of records, and a batch for each device at a time.
+  size = -(-size // store.ROWS) * store.ROWS
+  ahead = size * jax.local_device_count()
+  for start in range(first, end, ahead):
+    rows = np.arange(start, min(start + ahead, end))
+    logits = plan.logits(rows)
+    if not np.isfinite(logits).all():
+      bad = rows[~np.isfinite(logits).all(axis=-1)][0]
+      raise UserError(
+        f"the teacher's logits of row {bad} of the transfer set are not finite"
+      )
+    keys = store.keys(plan.inputs(rows))
+    for at in range(0, len(rows), size):
+      own = slice(at, at + size)
+      signal = _signal(plan, rows[own], logits[own], size)
+      arrays = store.to_arrays(signal, keys[own])
+      errors.append(_error(plan, arrays))
+      yield arrays
+
+
+def _signal(plan: Plan, rows, logits, size: int) -> Signal:
+  """Makes the signal of a batch, padded so that all compile to one program."""
+  section, lacking = plan.section, size - len(rows)
+  truth = np.full(len(rows), -1) if plan.truth is None else plan.truth[rows]
+  made = _make(
+    np.pad(logits, ((0, lacking), (0, 0)), "edge"),
+    np.pad(truth.astype(np.int32), (0, lacking)),
+    jax.random.key(section["seed"]),
+    int(rows[0]),
+    samples=section["samples"],
+    temperature=section["temperature"],
+    k=section["k"] if section["keep"] == "top_k" else 0,
+    temperatures=tuple(float(t) for t in section["temperatures"]),
+  )
+  return jax.tree.map(lambda x: np.asarray(x)[: len(rows)], made)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("samples", "temperature", "k", "temperatures")
+)
+def _make(logits, truth, key, first, *, k, temperatures, **drawn) -> Signal:
+  dense = signals.Dense(logits.astype(jnp.float32))
+  made = signals.of_teacher(dense, truth, key=key, first=first, **drawn)
+  if k:
+    made = dataclasses.replace(
+      made, dense=signals.top_k(dense, k, temperatures)
+    )
+  return made
+
+
+def _error(plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Measures what storing a batch's logits in fewer bits changes.
+
+  At each temperature: the mean and the largest KL(p || p~) over rows in nats,
+  p from the logits and p~ from those stored, and the largest |log p - log p~|
+  of a class. In float64.
+  """
+  temperatures = [float(t) for t in plan.section["temperatures"]]
+  field = next(f for f in plan.schema if f.name == "logits")
+  exact = arrays["logits"].astype(np.float64)
+  stored = field.unpack(field.pack(arrays["logits"])).astype(np.float64)
+  out: dict[str, Any] = {"examples": len(exact)}
+  for m, t in enumerate(temperatures):
+    lp, lp_stored = (
+      special.log_softmax(x / t, axis=-1) for x in (exact, stored)
+    )
+    if "tail" in arrays:  # what the tail holds is stored exactly
+      inside = np.log1p(-arrays["tail"][:, m, None].astype(np.float64))
+      lp, lp_stored = lp + inside, lp_stored + inside
+    kl = np.maximum((np.exp(lp) * (lp - lp_stored)).sum(-1), 0.0)
+    out[f"T={t:g}"] = {
+      "mean_kl": float(kl.mean()),
+      "max_kl": float(kl.max()),
+      "max_log_prob": float(np.abs(lp - lp_stored).max()),
+    }
+  return out
+
+
+def _worst(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Joins the errors of parts: means over examples, the largest of the rest."""
+  total = sum(e["examples"] for e in errors)
+  out: dict[str, Any] = {"examples": total}
+  for key in (k for k in errors[0] if k != "examples"):
+    mean = sum(e["examples"] * e[key]["mean_kl"] for e in errors) / total
+    most = {
+      name: max(e[key][name] for e in errors)
+      for name in ("max_kl", "max_log_prob")
+    }
+    out[key] = {"mean_kl": mean, **most}
+  return out

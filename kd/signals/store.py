@@ -1,0 +1,335 @@
+"""Keep a signal on disk: ArrayRecord shards and a metadata.json.
+
+    FOLDER/metadata.json                       what it holds, and of what
+    FOLDER/signal-00000-of-00003.array_record  the transfer set's first rows
+
+A record is `ROWS` rows (kd.signals.codec), of which the last of a shard may
+have fewer. A row begins with its key, a hash of the example's input, so that a
+study sees whether a signal was made of its own examples, in its own order. A
+folder is there whole or not at all (kd.signals.label), and `read` refuses one
+that is damaged, or made of anything else than the study expects, and says what.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from array_record.python.array_record_module import (  # ty: ignore
+  ArrayRecordWriter,
+)
+from grain import sources
+
+from kd import files
+from kd.errors import UserError, why
+from kd.signals import Dense, Labels, Samples, Signal, TopK, codec
+from kd.signals.codec import Field
+
+FORMAT = 2
+ROWS = 64  # in a record: whole records are read, and random ones quickly
+AT_ONCE = 128  # records unpacked by one thread at once; measured: docs/top_k.md
+KEY = "key"
+# What a study may ask less of than a store holds.
+LESS = {"k", "samples"}
+
+
+def fields(section: Mapping[str, Any], num_classes: int) -> list[Field]:
+  """Returns what a row holds, from a config's signal section."""
+  k, v = section["k"], num_classes
+  kind = {"float32": "plain"}.get(section["dtype"], section["dtype"])
+  kept = (len(section["temperatures"]),)
+  drawn = (section["samples"],)
+  logits = [Field("logits", kind, (v,), "float32")]
+  if section["keep"] == "top_k":
+    logits = [
+      Field("ids", "ids", (k,), "int32", v),
+      Field("logits", kind, (k,), "float32"),
+      Field("lse", "plain", kept, "float32"),
+      Field("tail", "plain", kept, "float32"),
+    ]
+  return [
+    Field(KEY, "plain", (), "uint64"),
+    Field("truth", "plain", (), "int32"),
+    Field("answer", "plain", (), "int32"),
+    Field("entropy", "plain", (), "float32"),
+    *logits,
+    Field("sample_ids", "plain", drawn, "int32"),
+    Field("sample_log_probs", "plain", drawn, "float32"),
+  ]
+
+
+def row_bytes(section: Mapping[str, Any], num_classes: int) -> int:
+  """Returns the bytes of a row, without the file format's own."""
+  return sum(field.width for field in fields(section, num_classes))
+
+
+def keys(inputs: np.ndarray) -> np.ndarray:
+  """Hashes each input [N, ...] to 64 bits, the same on every machine."""
+  digests = (
+    hashlib.blake2b(np.ascontiguousarray(x), digest_size=8).digest()
+    for x in inputs
+  )
+  return np.frombuffer(b"".join(digests), "<u8")
+
+
+def to_arrays(signal: Signal, of: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns a signal's arrays by their fields' names; `of` are the keys."""
+  arrays = {
+    KEY: of,
+    "truth": np.asarray(signal.truth.ids),
+    "answer": np.asarray(signal.answer.ids),
+    "entropy": np.asarray(signal.entropy),
+    "sample_ids": np.asarray(signal.samples.ids),
+    "sample_log_probs": np.asarray(signal.samples.log_probs),
+  }
+  dense = signal.dense
+  assert dense is not None  # a black box's store is its answers
+  if not isinstance(dense, TopK):
+    return arrays | {"logits": np.asarray(dense.logits)}
+  order = np.argsort(dense.ids, axis=-1)  # the ids' code is for ascending ones
+  top = {"ids": np.asarray(dense.ids), "logits": np.asarray(dense.logits)}
+  return arrays | {
+    **{k: np.take_along_axis(x, order, -1) for k, x in top.items()},
+    "lse": np.asarray(dense.lse),
+    "tail": np.asarray(dense.tail),
+  }
+
+
+def to_signal(
+  arrays: Mapping[str, np.ndarray], temperatures: Sequence[float]
+) -> Signal:
+  """Makes a signal of what `to_arrays` returns."""
+  x = {k: jnp.asarray(v) for k, v in arrays.items() if k != KEY}
+  dense = Dense(x["logits"])
+  if "ids" in x:
+    kept = tuple(float(t) for t in temperatures)
+    dense = TopK(x["ids"], x["logits"], x["lse"], x["tail"], kept)
+  return Signal(
+    truth=Labels(x["truth"]),
+    answer=Labels(x["answer"]),
+    dense=dense,
+    samples=Samples(x["sample_ids"], x["sample_log_probs"]),
+    entropy=x["entropy"],
+  )
+
+
+def write_shard(
+  path: str, schema: Sequence[Field], parts: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Writes a shard beside its place and renames it; on the disk on return.
+
+  Args:
+    path: of the shard.
+    schema: what a row holds.
+    parts: arrays of consecutive rows, each but the last a multiple of ROWS.
+
+  Returns:
+    What the metadata says of it: name, examples, bytes, crc32.
+  """
+  scratch = f"{path}.tmp"
+  count = 0
+  writer = ArrayRecordWriter(scratch, "group_size:1,uncompressed")
+  for arrays in parts:
+    size = len(arrays[KEY])
+    data = codec.pack(schema, arrays)
+    step = len(data) // size * ROWS
+    for at in range(0, len(data), step):
+      writer.write(data[at : at + step])
+    count += size
+  writer.close()
+  with open(scratch, "rb") as f:
+    os.fsync(f.fileno())
+  about = {"name": os.path.basename(path), "examples": count, **_sum(scratch)}
+  os.replace(scratch, path)
+  return about
+
+
+def _sum(path: str) -> dict[str, int]:
+  """Returns a file's bytes and their CRC-32."""
+  return {"bytes": os.path.getsize(path), "crc32": files.crc32(path)}
+
+
+def exists(folder: str) -> bool:
+  return os.path.exists(os.path.join(folder, "metadata.json"))
+
+
+def check(folder: str, expected: Mapping[str, Any]) -> dict[str, Any]:
+  """Reads a store's metadata and checks that it is what is `expected`.
+
+  Args:
+    folder: of the store.
+    expected: metadata that must be the same; keys that it leaves out may be
+      anything. Of `k` and `samples` a store may have more, and temperatures
+      that aren't asked for.
+
+  Raises:
+    UserError: no store, one of another format, or one made otherwise; says
+      which key differs.
+  """
+  path = os.path.join(folder, "metadata.json")
+  metadata = files.read_json(path, "signal")
+  if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    found = metadata.get("format") if isinstance(metadata, dict) else metadata
+    raise UserError(
+      f"{path}: format = {found!r}, this version reads {FORMAT}; label again"
+    )
+  for key, want in json.loads(json.dumps(expected)).items():
+    have = metadata.get(key)
+    if not isinstance(want, Mapping):
+      want, have, prefix = {key: want}, {key: have}, ""
+    else:
+      have, prefix = dict(have or {}), f"{key}."
+    for name, value in want.items():
+      if not _enough(name, have.get(name), value):
+        raise UserError(
+          f"{path}: {prefix}{name} = {have.get(name)!r}, this study expects "
+          f"{value!r}"
+        )
+  return metadata
+
+
+def _enough(name: str, have: Any, want: Any) -> bool:
+  if have == want:
+    return True
+  if name in LESS and have is not None:
+    return have >= want
+  return name == "temperatures" and set(want) <= set(have or ())
+
+
+class Store:
+  """Random access to the rows of a store, as grain's data sources have it.
+
+  `len()` rows, and `store[n]` the arrays of row n, by name. It keeps the record
+  that it read last, so that rows in order cost what whole records cost.
+  """
+
+  def __init__(self, folder: str, expected: Mapping[str, Any] | None = None):
+    """Opens a store, and checks every byte of it.
+
+    Raises:
+      UserError: as `check`, or a shard is missing or damaged.
+    """
+    self.folder = folder
+    self.metadata = check(folder, expected or {})
+    self.schema = codec.described(self.metadata["schema"])
+    shards = self.metadata["shards"]
+    paths = [os.path.join(folder, shard["name"]) for shard in shards]
+    for path, shard in zip(paths, shards, strict=True):
+      _check_shard(path, shard)
+    try:
+      self._records = sources.ArrayRecordDataSource(paths)
+      count = len(self._records)
+    # array_record raises several kinds for what it can't read.
+    except Exception as error:
+      raise UserError(f"{folder}: unreadable shards ({why(error)})") from error
+    sizes = [shard["examples"] for shard in shards]
+    # The row that each record begins with, and the end.
+    starts = [
+      first + np.arange(0, size, ROWS)
+      for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False)
+    ]
+    self._starts = np.concatenate([*starts, [sum(sizes)]]).astype(np.int64)
+    if count != len(self._starts) - 1:
+      raise UserError(
+        f"{folder}: {count} records of {ROWS} rows, its metadata says "
+        f"{sum(sizes)} examples"
+      )
+    self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
+
+  def __len__(self) -> int:
+    return int(self._starts[-1])
+
+  def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+    if not 0 <= row < len(self):
+      raise IndexError(f"row {row} of a store of {len(self)}")
+    record = int(np.searchsorted(self._starts, row, "right")) - 1
+    if record != self._last[0]:
+      arrays = codec.unpack(self.schema, self._records[record])
+      self._last = (record, arrays)
+    return {k: x[row - self._starts[record]] for k, x in self._last[1].items()}
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """Returns the arrays of all rows, by name."""
+    out = {
+      f.name: np.empty((len(self), *f.shape), f.dtype) for f in self.schema
+    }
+
+    def load(first: int) -> None:
+      last = min(first + AT_ONCE, len(self._starts) - 1)
+      data = b"".join(self._records.__getitems__(range(first, last)))
+      rows = slice(self._starts[first], self._starts[last])
+      for name, x in codec.unpack(self.schema, data).items():
+        out[name][rows] = x
+
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      list(pool.map(load, range(0, len(self._starts) - 1, AT_ONCE)))
+    return out
+
+
+def _check_shard(path: str, shard: Mapping[str, Any]) -> None:
+  try:
+    found = _sum(path)
+  except OSError as error:
+    raise UserError(f"{path}: the shard is missing ({why(error)})") from error
+  if any(found[key] != shard[key] for key in found):
+    raise UserError(
+      f"{path}: damaged, {found['bytes']} bytes with CRC-32 {found['crc32']}, "
+      f"the metadata says {shard['bytes']} with {shard['crc32']}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+  """The keys that a study's examples have.
+
+  Attributes:
+    rows: which rows of the store, counted from 0, all or some of them.
+    keys: of each.
+  """
+
+  rows: np.ndarray
+  keys: np.ndarray
+
+
+def read(
+  folder: str, expected: Mapping[str, Any], own: Keys | None = None
+) -> Signal:
+  """Reads a signal back and checks that it is the one `expected`.
+
+  Args:
+    folder: of the store.
+    expected: as in `check`.
+    own: the study's keys, which must be the store's.
+
+  Raises:
+    UserError: as `Store`, or the examples are others or in another order.
+  """
+  store = Store(folder, expected)
+  arrays = store.arrays()
+  if own is not None:
+    _check_keys(folder, arrays[KEY], own)
+  return to_signal(arrays, store.metadata["signal"]["temperatures"])
+
+
+def _check_keys(folder: str, found: np.ndarray, own: Keys) -> None:
+  have = found[own.rows[own.rows < len(found)]]
+  if len(have) < len(own.rows):
+    raise UserError(
+      f"{folder}: {len(found)} examples, this study's transfer set has "
+      f"{int(own.rows.max()) + 1} or more"
+    )
+  wrong = np.flatnonzero(have != own.keys)
+  if len(wrong):
+    at = wrong[0]
+    moved = own.keys[at] in found
+    raise UserError(
+      f"{folder}: row {own.rows[at]} is of another example than this study's "
+      + ("(which is there in another order)" if moved else "(other data)")
+      + f": key {have[at]:016x}, expected {own.keys[at]:016x}; "
+      f"{len(wrong)} of {len(have)} rows differ"
+    )

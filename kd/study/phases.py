@@ -1,0 +1,372 @@
+"""A study from its config to its report, phase after phase.
+
+    teacher -> label -> train -> evaluate -> report
+
+Each phase reads what the one before left in the workdir and leaves something
+itself, whole or not at all; so a study that was stopped anywhere continues
+with the same command, and ends with the same numbers.
+"""
+
+import dataclasses
+import errno
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from kd import config, files
+from kd.data.registry import load
+from kd.data.task import Task
+from kd.errors import UserError, brief, why
+from kd.evaluate import cost, scores, stats
+from kd.report import page
+from kd.signals import label
+from kd.study import check, transfer_sets, workdir
+from kd.teachers import answers, black_box
+from kd.teachers import model as teacher
+from kd.train import arms, loop, program
+from kd.train.batches import Setup, Transfer
+from kd.train.checkpoint import Checkpoints
+from kd.train.logs import Metrics
+
+PHASES = ("teacher", "label", "train", "evaluate", "report")
+MANY_CLASSES = 2**31 - 1  # where the task isn't known yet
+
+
+def log_devices() -> None:
+  """Logs what the study runs on."""
+  devices = ", ".join(sorted({d.device_kind for d in jax.devices()}))
+  logging.info("%d device(s): %s", jax.device_count(), devices)
+
+
+def run(
+  study_config: Mapping[str, Any],
+  folder: str | None = None,
+  phase: str = "",
+) -> dict[str, Any] | None:
+  """Runs a study, or continues it.
+
+  Args:
+    study_config: a config (kd.config).
+    folder: the workdir; None is runs/STUDY-HASH.
+    phase: "P" runs up to phase P, "P:" from it on, "P:Q" from P to Q; "" runs
+      all. Phases before the first must have been run.
+
+  Returns:
+    The results (DESIGN.md), or None where the phases end before "evaluate".
+
+  Raises:
+    UserError: a mistake in the config, the workdir or a file; before any
+      compute where that is possible.
+  """
+  settings = config.resolve(study_config)
+  first, last = _range(phase)
+  asks = answers.is_black_box(settings["teacher"])
+  check.before_the_task(settings)
+  teacher.check(settings["teacher"])
+  arms.group(settings["arms"], MANY_CLASSES, asks)
+  task = load(settings["task"])
+  groups = arms.group(settings["arms"], task.num_classes, asks)
+  teacher.check(settings["teacher"], task)
+  for name, arm in settings["arms"].items():
+    path = f"arms.{name}.signal.jitter"
+    teacher.check_jitter(path, arm["signal"]["jitter"], task)
+    label.check(f"arms.{name}.signal", arm["signal"], task.num_classes)
+  if asks:
+    black_box.check(task)
+  _check_evaluate(settings, task, asks)
+  seeds = [settings["seed"] + s for s in range(settings["seeds"])]
+  if not asks:  # or else what there is to draw from isn't known yet
+    starts = transfer_sets.first_rows(settings, task)
+    for group in groups:
+      transfer_sets.draw(
+        group.signal, task, seeds, starts[group.signal["pool"]]
+      )
+    transfer_sets.check_stores(groups, task, starts)
+  folder = folder or workdir.default(settings)
+  need = _bytes_needed(groups, settings, task)
+  try:
+    with workdir.claim(folder, settings, need):
+      logging.info("study %s in %s", settings["study"], folder)
+      study = _Study(settings, task, groups, seeds, folder)
+      return study.run(first, last)
+  # Orbax and TFDS wrap the system's error in kinds of their own.
+  except Exception as error:
+    if os.strerror(errno.ENOSPC) not in str(error):
+      raise
+    raise UserError(
+      f"workdir = {folder!r}: {os.strerror(errno.ENOSPC)} ({why(error)}); "
+      "what is there is kept, and the same command goes on from it"
+    ) from error
+
+
+@dataclasses.dataclass
+class _Study:
+  """One run of a study: what its phases share.
+
+  Of a black box, `task` is replaced by the task that its answers make.
+  """
+
+  settings: Mapping[str, Any]
+  task: Task
+  groups: Sequence[arms.Group]
+  seeds: Sequence[int]
+  folder: str
+
+  def __post_init__(self):
+    self.clock = workdir.Clock(self.folder)
+    self.batch = self.settings["evaluate"]["batch_size"]
+    self.teacher: teacher.Teacher | None = None
+    self.box: black_box.BlackBox | None = None
+
+  def run(self, first: int, last: int) -> dict[str, Any] | None:
+    self._require(first)
+    results = None
+    with self.clock.phase("teacher"):
+      if not teacher.has_answers(self.settings["teacher"]):
+        self.teacher = self._teacher()
+      if answers.is_black_box(self.settings["teacher"]):
+        self.box = black_box.obtain(
+          self.settings, self.task, self.folder, self.teacher
+        )
+        self.task = self.box.task
+    self.pools = transfer_sets.Pools(
+      self.settings, self.task, self.seeds, self.folder, self.teacher, self.box
+    )
+    if last >= PHASES.index("label"):
+      with self.clock.phase("label"):
+        transfers = self.pools.transfers(self.groups)
+    if last >= PHASES.index("train"):
+      with self.clock.phase("train"):
+        states = self._train(transfers)
+    if last >= PHASES.index("evaluate"):
+      with self.clock.phase("evaluate"):
+        results = self._evaluate(states, transfers)
+        times = self._latency(results, states)
+      results["provenance"] = self._provenance() | {"latency_seconds": times}
+      files.write_json(os.path.join(self.folder, "results.json"), results)
+    if last >= PHASES.index("report"):
+      logging.info("report: %s", page.write(self.folder))
+    return results
+
+  def _require(self, first: int) -> None:
+    """Raises UserError unless the phases before `first` have been run."""
+    left = {
+      "teacher": "teacher/teacher.json",
+      "label": "signals",
+      "train": "checkpoints",
+      "evaluate": "results.json",
+    }
+    if self.settings["teacher"]["path"]:
+      del left["teacher"]
+    for name in PHASES[:first]:
+      if name not in left:
+        continue
+      path = os.path.join(self.folder, left[name])
+      if not os.path.exists(path):
+        raise UserError(
+          f"--phase={PHASES[first]}: needs {path}, which phase {name!r} "
+          f"leaves; expected --phase={name}:{PHASES[first]}"
+        )
+
+  def _teacher(self) -> teacher.Teacher:
+    steps = self.settings["teacher"]["train"]["steps"]
+    seeds = [self.settings["teacher"]["seed"]]
+    log = Metrics(self.folder, seeds, steps, "teacher", write=False)
+    try:
+      return teacher.obtain(
+        self.settings["teacher"],
+        self.task,
+        os.path.join(self.folder, "teacher"),
+        batch=self.batch,
+        on_log=log,
+        on_resume=log.resume,
+      )
+    finally:
+      log.close()
+
+  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
+    settings = self.settings
+    setup = Setup(
+      task=self.task,
+      transfers=transfers,
+      seeds=self.seeds,
+      train=settings["train"],
+      eval_batch=self.batch,
+      devices=settings["mesh"]["seeds"],
+    )
+    checkpoints = Checkpoints(
+      os.path.join(self.folder, "checkpoints"), settings["train"]["keep"]
+    )
+    log = Metrics(self.folder, self.seeds, settings["train"]["steps"], "train")
+    try:
+      return loop.fit(self.groups, setup, checkpoints, log, log.resume)
+    finally:
+      log.close()
+      checkpoints.close()
+
+  def _evaluate(self, states, transfers) -> dict[str, Any]:
+    settings, task = self.settings, self.task
+    options = settings["evaluate"]
+    bins = options["bins"]
+    said, teacher_scores, teacher_bins = self._judge_teacher()
+    values, bins_of = {}, {}
+    for group in self.groups:
+      for name in group.names:
+        values[name], bins_of[name] = scores.arm(
+          group,
+          states[name],
+          task,
+          said,
+          batch=self.batch,
+          bins=bins,
+          shift_classes=options["shift_classes"],
+        )
+    summary = stats.summarise(
+      {name: values[name] for name in settings["arms"]},
+      {name: arm["baseline"] for name, arm in settings["arms"].items()},
+    )
+    return {
+      "study": settings["study"],
+      "metric": options["metric"],
+      "selection": "best" if options["metric"].endswith("_best") else "last",
+      "teacher": teacher_scores,
+      "teacher_reliability": teacher_bins,
+      "signal": self._counts(transfers),
+      "baseline": settings["baseline"],
+      "seeds": self.seeds,
+      "arms": {
+        name: {
+          "config": arm,
+          "baseline": arm["baseline"],
+          "diverged": {
+            str(seed): int(step)
+            for seed, step in zip(
+              self.seeds, states[name]["diverged"], strict=True
+            )
+            if step
+          },
+          "reliability": bins_of[name],
+          "metrics": summary[name],
+        }
+        for name, arm in settings["arms"].items()
+      },
+    }
+
+  def _judge_teacher(self):
+    """Returns what the teacher says of the test split, and how good it is."""
+    labels = self.task.test.labels()
+    if self.box:
+      said = self.box.test
+      scored = scores.black_box(said, labels)
+      return said if np.any(said >= 0) else None, scored, None
+    assert self.teacher is not None
+    rows = np.arange(len(labels))
+    said = self.teacher.logits(self.task.test, rows, self.task, self.batch)
+    bins, classes = self.settings["evaluate"]["bins"], self.task.num_classes
+    return said, *scores.teacher(said, labels, bins=bins, num_classes=classes)
+
+  def _latency(self, results, states) -> dict[str, Any]:
+    """Adds the models' sizes to the results, and returns their latencies."""
+    student, arms = self.settings["student"], list(self.settings["arms"])
+    asked = {}
+    if self.teacher is not None:
+      asked["teacher"] = (self.teacher.model, self.teacher.weights)
+    asked |= cost.distinct(self.groups, states, student, arms)
+    results["models"] = {
+      name: {"name": model["name"], "parameters": cost.parameters(weights)}
+      for name, (model, weights) in asked.items()
+    }
+    return {
+      name: cost.measure(model, weights, self.task, self.batch)
+      for name, (model, weights) in asked.items()
+    }
+
+  def _counts(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
+    """Returns how many examples the arms' transfer sets have."""
+    sizes = sorted({t.rows.shape[1] for t in transfers.values()})
+    funnels = self.pools.funnels
+    return {
+      **({"funnels": funnels} if funnels else {}),
+      **({"answers": self.box.fingerprint} if self.box else {}),
+      "pool": len(self.task.train),
+      "examples": sizes[0] if len(sizes) == 1 else sizes,
+      "validation": len(self.task.validation),
+      "test": len(self.task.test),
+      "samples": self.settings["signal"]["samples"],
+      "labelled": self.settings["signal"]["labelled"],
+    }
+
+  def _provenance(self) -> dict[str, Any]:
+    with open(os.path.join(self.folder, "config.json")) as f:
+      made = json.load(f)
+    return {
+      "evidence": "run",
+      **{k: v for k, v in made.items() if k != "config"},
+      "seconds": self.clock.seconds,
+    }
+
+
+def _range(phase: str) -> tuple[int, int]:
+  """Returns the first and the last phase that `--phase` asks for."""
+  first, colon, last = phase.partition(":")
+  if not colon:
+    first, last = "", phase
+  for name in (first, last):
+    if name and name not in PHASES:
+      raise UserError(
+        f"--phase={phase}: unknown phase {name!r}, expected one of "
+        f"{', '.join(PHASES)}; P runs up to P, P: from P on, P:Q from P to Q"
+      )
+  start = PHASES.index(first or PHASES[0])
+  stop = PHASES.index(last or PHASES[-1])
+  if start > stop:
+    raise UserError(f"--phase={phase}: {first!r} comes after {last!r}")
+  return start, stop
+
+
+def _check_evaluate(
+  settings: Mapping[str, Any], task: Task, black_box: bool
+) -> None:
+  """Checks the keys that need the number of classes or of devices."""
+  options = settings["evaluate"]
+  shift = options["shift_classes"]
+  accepted = scores.metric_names(task.num_classes, bool(shift), black_box)
+  if options["metric"] not in accepted:
+    raise UserError(
+      f"evaluate.metric = {options['metric']!r}: expected one of "
+      f"{brief(accepted, 40)}"
+    )
+  for key, classes in {
+    "evaluate.shift_classes": shift,
+    "signal.omit_classes": settings["signal"]["omit_classes"],
+    "signal.only_classes": settings["signal"]["only_classes"],
+  }.items():
+    if any(c >= task.num_classes for c in classes):
+      raise UserError(
+        f"{key} = {list(classes)}: expected classes below {task.num_classes}"
+      )
+  devices = settings["mesh"]["seeds"]
+  if devices > jax.device_count() or settings["seeds"] % devices:
+    raise UserError(
+      f"mesh.seeds = {devices}: expected a divisor of seeds = "
+      f"{settings['seeds']} up to the {jax.device_count()} devices here"
+    )
+
+
+def _bytes_needed(groups, settings, task) -> int:
+  """Bounds what a study writes: checkpoints, signals, and 32 MiB of reports."""
+  setup = Setup(task=task, transfers={}, seeds=[0], train=settings["train"])
+  seeds = jax.ShapeDtypeStruct((1,), np.uint32)
+  state = jax.eval_shape(program.make_init(groups, setup), seeds)
+  size = settings["seeds"] * sum(
+    x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
+  )
+  row = transfer_sets.row_bytes(groups, task)
+  # One checkpoint more than are kept is there while the next is written.
+  kept = settings["train"]["keep"] + 1
+  return kept * size + len(task.train) * row + 2**25

@@ -1,0 +1,242 @@
+"""What the arms train on: pools that the teacher labelled, and draws of them.
+
+A pool is a part of the train split with what the teacher left on it. Each is
+labelled once, stored, and read by all arms that name it. Of its rows, those
+that a filter keeps can be drawn; each seed's draw is a transfer set.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kd import signals
+from kd.data.order import subset
+from kd.data.task import SAMPLE, Task
+from kd.errors import UserError
+from kd.signals import label, store
+from kd.study import workdir
+from kd.teachers import black_box, filters
+from kd.teachers import model as teachers
+from kd.train import arms
+from kd.train.batches import Live, Transfer, transfer_of
+
+# What draws an arm's rows from a pool, what filters and ranks a pool's signal,
+# and what is done with them in a step; the rest of an arm's `signal` section
+# says what the teacher is asked.
+DRAW = ("size", "omit_classes", "only_classes")
+FILTER = ("filter", "rank_by", "rubric")
+STEP = ("jitter", "live")
+
+
+@dataclasses.dataclass
+class Pools:
+  """The pools of a study.
+
+  Attributes:
+    settings: the resolved config.
+    task: the study's; of a black box, the one that its answers make.
+    seeds: of the draws.
+    folder: the workdir.
+    teacher: who labels; None where only answers are known.
+    box: the black box, if the teacher is one.
+    funnels: {filter: what its steps kept}, filled by `transfers`.
+    stored: {pool, whatever its filter: its signal}, likewise.
+  """
+
+  settings: Mapping[str, Any]
+  task: Task
+  seeds: Sequence[int]
+  folder: str
+  teacher: teachers.Teacher | None
+  box: black_box.BlackBox | None
+  funnels: dict[str, list[dict[str, Any]]] = dataclasses.field(
+    default_factory=dict
+  )
+  stored: dict[str, signals.Signal] = dataclasses.field(default_factory=dict)
+
+  def transfers(self, groups: Sequence[arms.Group]) -> dict[str, Transfer]:
+    """Labels each pool once, and gives each transfer set its rows of it."""
+    os.makedirs(os.path.join(self.folder, "signals"), exist_ok=True)
+    starts = {} if self.box else first_rows(self.settings, self.task)
+    pools: dict[str, tuple[signals.Signal, np.ndarray | None]] = {}
+    transfers = {}
+    for group in groups:
+      section = group.signal
+      pool = without(section, DRAW + STEP)
+      key = transfer_of(pool | {"live": section["live"]})
+      start = starts.get(section["pool"], 0)
+      if key not in pools:
+        pools[key] = self._pool(pool, start, section["live"])
+      signal, kept = pools[key]
+      if self.box:
+        black_box.check_reads(group, signal)
+      transfers[transfer_of(section)] = Transfer(
+        inputs=self.task.train,
+        signal=signal,
+        rows=draw(section, self.task, self.seeds, start, kept),
+        first=start,
+        jitter=section["jitter"],
+        live=self._live(section) if section["live"] else None,
+      )
+    return transfers
+
+  def _live(self, section: Mapping[str, Any]) -> Live:
+    assert self.teacher is not None  # kd.config refuses a live black box
+    return Live(
+      self.teacher.model,
+      self.teacher.weights,
+      samples=section["samples"],
+      temperature=section["temperature"],
+    )
+
+  def _pool(
+    self, pool: Mapping[str, Any], start: int, live: bool
+  ) -> tuple[signals.Signal, np.ndarray | None]:
+    """Returns a pool's signal, and which rows its filter kept (None: all)."""
+    chain = self.settings["filters"].get(pool["filter"], ())
+    if self.box:
+      made, kept, funnel = black_box.signal(self.box, chain, pool)
+      self.funnels[pool["filter"] or "none"] = funnel
+      return made, kept
+    if live:
+      return self._truth(pool, start), None
+    # What a filter keeps of a signal is no part of it.
+    whole = without(pool, FILTER)
+    name = transfer_of(whole)
+    if name not in self.stored:
+      self.stored[name] = self._stored(whole, start)
+    made = self.stored[name]
+    if not chain:
+      return made, None
+    assert isinstance(made.dense, signals.Dense)  # kd.config sees to it
+    probs = np.asarray(jax.nn.softmax(made.dense.logits))
+    truth = np.asarray(made.truth.ids)
+    kept, funnel = filters.keep(probs, truth, self.task.class_names, chain)
+    self.funnels[pool["filter"]] = funnel
+    return made, kept
+
+  def _truth(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
+    """Returns what is known of a pool before a live teacher is asked."""
+    labels = self.task.train.labels()[start:]
+    return signals.of_labels(labels if pool["labelled"] else 0 * labels - 1)
+
+  def _stored(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
+    """Returns a pool's signal, labelled now, or read."""
+    split, teacher = self.task.train, self.teacher
+    assert teacher is not None
+    if self.task.resident:
+      split.arrays()  # decoded once, for the teacher, the keys and training
+    batch = self.settings["evaluate"]["batch_size"]
+
+    def logits(rows):
+      return teacher.logits(split, start + rows, self.task, batch)
+
+    plan = label.Plan(
+      section=pool,
+      count=len(split) - start,
+      num_classes=self.task.num_classes,
+      inputs=lambda rows: split.read(start + rows),
+      logits=logits,
+      truth=split.labels()[start:] if pool["labelled"] else None,
+      facts=_facts(self.task, start)
+      | {
+        "teacher": teacher.fingerprint,
+        "teacher_model": dict(teacher.model),
+      },
+      batch=batch,
+    )
+    folder = pool["path"] or os.path.join(
+      self.folder, "signals", workdir.digest(plan.kept["signal"])
+    )
+    if not pool["path"]:
+      label.label(folder, plan)
+    return store.read(folder, plan.kept, _keys(self.task, start))
+
+
+def without(section: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+  """Returns a section less some of its keys."""
+  return {k: v for k, v in section.items() if k not in keys}
+
+
+def first_rows(settings: Mapping[str, Any], task: Task) -> dict[str, int]:
+  """Returns the first row of each kind of pool that some arm draws from."""
+  kinds = {arm["signal"]["pool"] for arm in settings["arms"].values()}
+  kinds.add(settings["signal"]["pool"])
+  unseen = teachers.first_unseen(settings["teacher"], task)
+  if "rest" in kinds and unseen >= len(task.train):
+    raise UserError(
+      f"signal.pool = 'rest': the teacher sees all {len(task.train)} "
+      "training examples; expected teacher.fraction < 1, or signal.pool = "
+      "'train'"
+    )
+  return {"train": 0, "rest": unseen}
+
+
+def draw(
+  section: Mapping[str, Any],
+  task: Task,
+  seeds: Sequence[int],
+  start: int,
+  kept: np.ndarray | None = None,
+) -> np.ndarray:
+  """Draws a transfer set for each seed, rows [S, n] of the train split.
+
+  Args:
+    section: an arm's `signal`.
+    task: of which the train split is the pool, from row `start` on.
+    seeds: S.
+    start: the pool's first row.
+    kept: bool [N], which of the pool's rows can be drawn; None is all.
+  """
+  labels = task.train.labels()[start:]
+  options = {key: section[key] for key in DRAW}
+  drawn = [subset(labels, seed=s, kept=kept, **options) for s in seeds]
+  return start + np.stack(drawn)
+
+
+def _facts(task: Task, start: int) -> dict[str, Any]:
+  """Returns what a store says of the data that it is of."""
+  return {
+    "task": task.fingerprint,
+    "slices": list(task.slices),
+    "rows": [start, len(task.train)],
+  }
+
+
+def _keys(task: Task, start: int) -> store.Keys:
+  """Returns the keys of a pool's examples: of all, or where reading them all
+  takes long, of some that are evenly spaced."""
+  count = len(task.train) - start
+  most = count if task.resident else SAMPLE
+  rows = np.unique(np.linspace(0, count - 1, min(count, most), dtype=int))
+  return store.Keys(rows, store.keys(task.train.read(start + rows)))
+
+
+def check_stores(
+  groups: Sequence[arms.Group], task: Task, starts: Mapping[str, int]
+) -> None:
+  """Checks the stores that arms name, less what only the teacher can say."""
+  for group in groups:
+    section = group.signal
+    if section["path"]:
+      start = starts[section["pool"]]
+      pool = without(section, DRAW + STEP + FILTER)
+      facts = {"num_classes": task.num_classes, **_facts(task, start)}
+      signal = without(pool, label.PLACE)
+      store.check(section["path"], facts | {"signal": signal})
+
+
+def row_bytes(groups: Sequence[arms.Group], task: Task) -> int:
+  """Returns the bytes that one example takes in all the pools' stores."""
+  each = {
+    transfer_of(without(g.signal, DRAW + STEP + FILTER)): (
+      store.row_bytes(g.signal, task.num_classes)
+    )
+    for g in groups
+    if not g.signal["live"] and not g.signal["path"]
+  }
+  return sum(each.values())

@@ -1,0 +1,1 @@
+"""Who labels: a trained or published model, or a black box's answers."""

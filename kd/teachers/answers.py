@@ -1,0 +1,159 @@
+"""What a black-box teacher answers: one prompt, one or many samples.
+
+The schema of the JSONL that `kd.teachers.ingest` reads, one object a line:
+
+    {"id": "q1", "prompt": "...",
+     "samples": [{"text": "...", "score"?: 0.7, "logprob"?: -1.2,
+                  "rationale"?: "...", "trace"?: ..., "rubric"?: {"tone": 3}}],
+     "rejected"?: ["..."], "reference"?: "..."}
+
+Unknown fields are refused: a misspelt "logprobs" must not pass for none. A
+rubric's criterion has one judge's number, or several judges' in a list.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+MOST_SAMPLES = 4096  # of one prompt; with more, something else was meant
+
+
+class Sample(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+  """One answer that the teacher gave.
+
+  Attributes:
+    text: the answer.
+    score: any number, more is better.
+    logprob: natural log-probability of the text, at most 0.
+    rationale: the reasons that came with it.
+    trace: a plan or the tool calls that led to it, any JSON.
+    rubric: by criterion, one judge's number or several judges'.
+  """
+
+  text: str
+  score: float | None = None
+  logprob: float | None = None
+  rationale: str | None = None
+  trace: Any = None
+  rubric: dict[str, float | list[float]] = {}
+
+
+class Answers(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+  """A prompt and what the teacher made of it.
+
+  Attributes:
+    id: unique among all that is ingested together.
+    prompt: what was asked.
+    samples: at least one.
+    rejected: texts known to be worse than any sample.
+    reference: a true answer, where somebody knows it.
+  """
+
+  id: str
+  prompt: str
+  samples: list[Sample]
+  rejected: list[str] = []
+  reference: str | None = None
+
+  @property
+  def key(self) -> str:
+    """A stable hash of the prompt, whatever its id."""
+    return hashlib.blake2b(self.prompt.encode(), digest_size=8).hexdigest()
+
+
+_DECODE = msgspec.json.Decoder(Answers).decode
+
+
+def is_store(path: str) -> bool:
+  """Whether a folder is a store of kd.teachers.ingest."""
+  try:
+    with open(os.path.join(path, "metadata.json"), encoding="utf-8") as f:
+      return json.load(f).get("kind") == "answers"
+  except (OSError, ValueError):
+    return False
+
+
+def is_file(path: str) -> bool:
+  """Whether a path names a file that kd.teachers.ingest reads, there or not."""
+  plain = path.removesuffix(".gz").removesuffix(".zst")
+  return plain.endswith((".jsonl", ".json")) or path.endswith(".parquet")
+
+
+def is_answers(path: str) -> bool:
+  """Whether a path names answers: a file, there or not, or a store."""
+  return is_file(path) or is_store(path)
+
+
+def is_black_box(teacher: Mapping[str, Any]) -> bool:
+  """Whether a teacher section means one that leaves sampled answers alone."""
+  return teacher["black_box"] or is_answers(teacher["path"])
+
+
+def parse(line: bytes) -> Answers:
+  """Reads one line of JSON.
+
+  Raises:
+    ValueError: in a few words, what is wrong with it.
+  """
+  try:
+    return checked(_DECODE(line))
+  except UnicodeDecodeError as error:
+    raise ValueError(f"invalid UTF-8: {error.reason}") from error
+  except msgspec.ValidationError as error:
+    raise ValueError(f"schema: {error}") from error
+  except msgspec.DecodeError as error:
+    raise ValueError(f"not JSON: {error}") from error
+  except RecursionError as error:
+    raise ValueError("not JSON: nested too deeply") from error
+
+
+def convert(row: dict[str, Any]) -> Answers:
+  """As `parse`, from a Parquet row; a null stands for an absent field."""
+  try:
+    return checked(msgspec.convert(_without_nulls(row), Answers))
+  except msgspec.ValidationError as error:
+    raise ValueError(f"schema: {error}") from error
+
+
+def checked(answers: Answers) -> Answers:
+  """Raises ValueError for what the types do not say."""
+  if not answers.id:
+    raise ValueError('schema: "id" is empty')
+  if not answers.prompt.strip():
+    raise ValueError('schema: "prompt" is empty')
+  if not 1 <= len(answers.samples) <= MOST_SAMPLES:
+    raise ValueError(
+      f'schema: {len(answers.samples)} "samples", expected 1 to {MOST_SAMPLES}'
+    )
+  for path, number in _numbers(answers):
+    if not math.isfinite(number):
+      raise ValueError(f"schema: {path} = {number} is not finite")
+    if path.endswith(".logprob") and number > 0:
+      raise ValueError(f"schema: {path} = {number}, expected at most 0")
+  return answers
+
+
+def _numbers(answers: Answers) -> Iterator[tuple[str, float]]:
+  for i, sample in enumerate(answers.samples):
+    path = f"$.samples[{i}]"
+    if sample.score is not None:
+      yield f"{path}.score", sample.score
+    if sample.logprob is not None:
+      yield f"{path}.logprob", sample.logprob
+    for criterion, judged in sample.rubric.items():
+      judges = judged if isinstance(judged, list) else [judged]
+      for number in judges:
+        yield f"{path}.rubric[{criterion!r}]", number
+
+
+def _without_nulls(node: Any) -> Any:
+  if isinstance(node, dict):
+    return {k: _without_nulls(v) for k, v in node.items() if v is not None}
+  if isinstance(node, list):
+    return [_without_nulls(v) for v in node]
+  return node

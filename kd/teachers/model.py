@@ -1,0 +1,325 @@
+"""The teacher: trained by the study, loaded from an earlier one, or published.
+
+A study keeps its teacher in `teacher/`: Orbax checkpoints of its training and
+a teacher.json that says what it is. Another study takes it from there with
+`--config.teacher.path=OTHER/teacher`.
+
+With `teacher.pretrained` the model fills itself with published weights, and
+nothing is trained: teacher.json keeps their fingerprint, and the weights stay
+where they were installed. A model class offers this with two methods (see
+kd.models.magika): `published_classes()`, which the task's classes must be, and
+`load_published()`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from kd import config, files, models, signals
+from kd.config import rules
+from kd.data.task import Split, Task
+from kd.errors import UserError, brief
+from kd.models import functional
+from kd.parallel import mesh
+from kd.teachers import answers
+from kd.train import arms, loop
+from kd.train.batches import Setup, Transfer, transfer_of
+from kd.train.checkpoint import Checkpoints
+
+ARM = "teacher"
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A trained model.
+
+  Attributes:
+    model: its name and options.
+    weights: {"params", "rest"}.
+    fingerprint: a hash of the model's options and weights.
+  """
+
+  model: Mapping[str, Any]
+  weights: Mapping[str, Any]
+  fingerprint: str
+
+  @functools.cached_property
+  def _everywhere(self):
+    return mesh.everywhere(self.weights)
+
+  def logits(self, split: Split, rows, task: Task, batch: int):
+    """Returns the logits [N, V] on the split's `rows`, as numpy float32.
+
+    Every batch is padded to the same shape, and spread over the devices.
+    """
+    forward, ahead = functional.spread(self.model, task.signature, batch)
+    out = []
+    for i in range(0, len(rows), ahead):
+      inputs = split.read(rows[i : i + ahead])
+      lacking = [(0, ahead - len(inputs)), *[(0, 0)] * (inputs.ndim - 1)]
+      logits = forward(self._everywhere, np.pad(inputs, lacking))
+      out.append(np.asarray(logits)[: len(inputs)])
+    return np.concatenate(out)
+
+
+def options(section: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the model's name and options in a config's teacher section."""
+  return {k: v for k, v in section.items() if k not in rules.TEACHER}
+
+
+def check(section: Mapping[str, Any], task: Task | None = None) -> None:
+  """Checks a config's teacher section, against its task once that is known."""
+  if has_answers(section):
+    if not os.path.exists(section["path"]):
+      raise UserError(f"teacher.path = {section['path']!r}: no such file")
+    return
+  if section["path"]:
+    if section["pretrained"]:
+      raise UserError(
+        f"teacher.pretrained = True: expected False, since teacher.path = "
+        f"{section['path']!r} says where the teacher is"
+      )
+    found = _description(section["path"])
+    if task is not None:
+      _check_fit(section["path"], found, task)
+    return
+  if "name" not in section:
+    raise UserError("teacher.name is missing: expected a model's name")
+  models.check("teacher", options(section))
+  if section["pretrained"]:
+    _check_published(section["name"], task)
+  rules.check_optimizer("teacher.train", section["train"])
+  if task is not None:
+    # Raises where the inputs don't fit.
+    functional.define(options(section), task.signature)
+    check_jitter("teacher.train.jitter", section["train"]["jitter"], task)
+
+
+def has_answers(section: Mapping[str, Any]) -> bool:
+  """Whether `teacher.path` holds a black box's answers, not a model."""
+  return answers.is_answers(section["path"])
+
+
+def check_jitter(path: str, pixels: int, task: Task) -> None:
+  """Raises UserError where inputs that are no images are to be shifted."""
+  if pixels and len(task.input_shape) != 3:
+    raise UserError(
+      f"{path} = {pixels}: expected 0, since inputs of shape "
+      f"{task.input_shape} are no images"
+    )
+
+
+def first_unseen(section: Mapping[str, Any], task: Task) -> int:
+  """Returns the first row of the train split that the teacher hasn't seen."""
+  if has_answers(section):
+    return 0
+  fraction = 0.0 if section["pretrained"] else section["fraction"]
+  if section["path"]:
+    fraction = _description(section["path"])["fraction"]
+  return max(1, round(fraction * len(task.train))) if fraction else 0
+
+
+def obtain(
+  section: Mapping[str, Any],
+  task: Task,
+  folder: str,
+  *,
+  batch: int,
+  on_log: Callable[[loop.Log], None],
+  on_resume: Callable[[int], None],
+) -> Teacher:
+  """Trains the teacher, continues to, or loads it.
+
+  Args:
+    section: the config's.
+    task: what it is to solve.
+    folder: the study's teacher/.
+    batch: examples in one forward pass of the validation split.
+    on_log: told of each interval of the training.
+    on_resume: told the step from which the training goes on.
+
+  Raises:
+    UserError: the teacher at `teacher.path` doesn't fit the task.
+  """
+  source = section["path"] or folder
+  if section["path"] or os.path.exists(_json(folder)):
+    return _load(source, task)
+  model = options(section)
+  if section["pretrained"]:
+    weights = _published(model, task)
+    teacher = Teacher(model, weights, _fingerprint(model, weights))
+    os.makedirs(folder, exist_ok=True)
+    _describe(folder, teacher, task, fraction=0.0, pretrained=True)
+    return teacher
+  count = first_unseen(section, task)
+  labels = task.train.labels()
+  place = {"pool": "teacher"}
+  arm = {
+    "objective": "hard",
+    "target": "truth",
+    "student": model,
+    "train": section["train"],
+    "signal": {"labelled": True, **place},
+  }
+  (group,) = arms.group({ARM: arm}, task.num_classes)
+  transfer = Transfer(
+    inputs=task.train,
+    signal=signals.of_labels(labels),
+    rows=np.arange(count, dtype=np.int32)[None],
+    jitter=section["train"]["jitter"],
+  )
+  setup = Setup(
+    task=task,
+    transfers={transfer_of(arm["signal"]): transfer},
+    seeds=[section["seed"]],
+    train=section["train"],
+    eval_batch=batch,
+  )
+  os.makedirs(folder, exist_ok=True)
+  checkpoints = Checkpoints(os.path.join(folder, "checkpoints"))
+  state = loop.fit([group], setup, checkpoints, on_log, on_resume)[ARM]
+  if state["diverged"][0]:
+    raise UserError(
+      f"teacher.train: the loss was not finite at step "
+      f"{int(state['diverged'][0])}: lower teacher.train.learning_rate = "
+      f"{section['train']['learning_rate']}"
+    )
+  chosen = state["best"] if section["select"] == "best" else state
+  weights = {
+    k: jax.tree.map(lambda x: x[0], chosen[k]) for k in ("params", "rest")
+  }
+  checkpoints.close()
+  # Without a teacher.json, weights here are those of a run that was killed.
+  shutil.rmtree(os.path.join(folder, "weights"), ignore_errors=True)
+  final = Checkpoints(os.path.join(folder, "weights"), keep=1)
+  final.save(section["train"]["steps"], weights)
+  final.close()
+  teacher = Teacher(model, weights, _fingerprint(model, weights))
+  _describe(
+    folder, teacher, task, fraction=section["fraction"], pretrained=False
+  )
+  return teacher
+
+
+def _describe(folder: str, teacher: Teacher, task: Task, **facts) -> None:
+  """Writes teacher.json: with it the folder holds a teacher."""
+  files.write_json(
+    _json(folder),
+    {
+      "model": teacher.model,
+      "num_classes": task.num_classes,
+      "input_shape": list(task.input_shape),
+      "task": task.fingerprint,
+      "fingerprint": teacher.fingerprint,
+      **facts,
+    },
+  )
+
+
+def _check_published(name: str, task: Task | None) -> None:
+  """Checks that a model has published weights, of the task's classes."""
+  kind: Any = models.MODELS[name]
+  if not hasattr(kind, "load_published"):
+    able = [k for k, v in models.MODELS.items() if hasattr(v, "load_published")]
+    raise UserError(
+      f"teacher.pretrained = True: model {name!r} has no published weights, "
+      f"expected teacher.name to be one of {', '.join(able)}"
+    )
+  classes = kind.published_classes()
+  if task is not None and tuple(task.class_names) != tuple(classes):
+    raise UserError(
+      f"teacher.pretrained = True: {name!r} tells {len(classes)} classes apart "
+      f"({brief(classes)}), which are not those of task.name = {task.name!r} "
+      f"({brief(task.class_names)})"
+    )
+
+
+def _published(model: Mapping[str, Any], task: Task) -> dict[str, Any]:
+  """Returns a model's published weights, {"params", "rest"}."""
+  made: Any = models.create(
+    input_shape=task.input_shape,
+    num_classes=task.num_classes,
+    rngs=nnx.Rngs(0),
+    **model,
+  )
+  made.load_published()
+  _, params, rest = nnx.split(made, nnx.Param, ...)
+  return {"params": params, "rest": rest}
+
+
+def _check_fit(folder: str, found: Mapping, task: Task) -> None:
+  for key, value in (
+    ("num_classes", task.num_classes),
+    ("input_shape", list(task.input_shape)),
+  ):
+    if found[key] != value:
+      raise UserError(
+        f"teacher.path = {folder!r}: the teacher has {key} = {found[key]}, "
+        f"the student's task {task.name!r} has {value}"
+      )
+
+
+def _load(folder: str, task: Task) -> Teacher:
+  found = _description(folder)
+  _check_fit(folder, found, task)
+  if found["task"] != task.fingerprint:
+    logging.warning(
+      "the teacher in %s was trained on another task or split: its training "
+      "examples may be among this study's test examples",
+      folder,
+    )
+  model = config.tuples(found["model"])
+  if found.get("pretrained"):
+    weights = _published(model, task)
+    if _fingerprint(model, weights) != found["fingerprint"]:
+      raise UserError(
+        f"{folder}: the weights that are installed for {model['name']!r} are "
+        "not those that teacher.json tells of: expected the package's earlier "
+        "version, or another workdir"
+      )
+    return Teacher(model, weights, found["fingerprint"])
+  _, init = functional.define(model, task.signature)
+  params, rest = jax.eval_shape(init, jax.random.key(0))
+  checkpoints = Checkpoints(os.path.join(folder, "weights"), keep=1)
+  step, weights = checkpoints.restore({"params": params, "rest": rest})
+  checkpoints.close()
+  if not step or _fingerprint(model, weights) != found["fingerprint"]:
+    raise UserError(
+      f"{folder}: the teacher's weights are missing or damaged: expected the "
+      f"fingerprint {found['fingerprint']}"
+    )
+  return Teacher(model, weights, found["fingerprint"])
+
+
+def _json(folder: str) -> str:
+  return os.path.join(folder, "teacher.json")
+
+
+def _description(folder: str) -> dict[str, Any]:
+  try:
+    with open(_json(folder)) as f:
+      return json.load(f)
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"teacher.path = {folder!r}: no readable teacher.json ({error}); "
+      "expected the teacher/ folder of an earlier study, or a black box's "
+      "answers: .jsonl, .jsonl.gz, .jsonl.zst, .parquet or a store of them "
+      "(kd.teachers.ingest)"
+    ) from error
+
+
+def _fingerprint(model: Mapping, weights: Any) -> str:
+  digest = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
+  for leaf in jax.tree.leaves(weights):
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()[:16]

@@ -1,0 +1,160 @@
+"""The batches of a study: which rows, in which order, from where.
+
+Which rows a step trains on is a function of (seed, step) alone
+(kd.data.order.positions). Inputs that fit on the device lie there and a batch
+is gathered inside the compiled step; those that don't are read by grain ahead
+of the device, one interval at a time, in the same order. The signal, small
+beside the inputs, always lies on the device.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kd.data.order import positions, stream
+from kd.data.task import Split, Task
+from kd.signals import Signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Live:
+  """A teacher inside the step.
+
+  Attributes:
+    model: its name and options.
+    weights: {"params", "rest"}.
+    samples, temperature: of the answers that are drawn, at each step anew.
+  """
+
+  model: Mapping[str, Any]
+  weights: Any
+  samples: int
+  temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """A transfer set: where its inputs and signal are, and each seed's rows.
+
+  Attributes:
+    inputs: the split that holds it.
+    signal: what the teacher left on the split's rows from `first` on.
+    rows: [S, n], positions in the split, drawn for each seed.
+    first: the split's row that the signal begins with.
+    jitter: pixels by which its images are shifted at random.
+    live: how the teacher answers each batch inside the step, after the jitter;
+      None where its signal was stored. `signal` then holds true labels alone.
+  """
+
+  inputs: Split
+  signal: Signal
+  rows: np.ndarray
+  first: int = 0
+  jitter: int = 0
+  live: Live | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What `fit` needs beside the arms. All arms share it.
+
+  Attributes:
+    task: gives shapes, the scale of the inputs and the validation split.
+    transfers: by the name that `transfer_of` gives a group of arms.
+    seeds: one for each run of an arm.
+    train: the config's section.
+    eval_batch: examples in one forward pass of the validation split.
+    devices: over how many devices the seeds are spread.
+  """
+
+  task: Task
+  transfers: Mapping[str, Transfer]
+  seeds: Sequence[int]
+  train: Mapping[str, Any]
+  eval_batch: int = 1024
+  devices: int = 1
+
+
+def transfer_of(section: Mapping[str, Any]) -> str:
+  """Names the transfer set that an arm's `signal` section describes."""
+  return json.dumps(section, sort_keys=True)
+
+
+def resident(setup: Setup) -> dict[str, Any]:
+  """Returns what lies on the device: {transfer: {"inputs", "signal", "first",
+  "teacher"}}, and under "validation" that split's (inputs, labels)."""
+  shared: dict[int, Array] = {}  # transfer sets of one pool share its inputs
+
+  def inputs(split: Split):
+    if not setup.task.resident:
+      return None
+    if id(split) not in shared:
+      shared[id(split)] = jnp.asarray(split.arrays()[0])
+    return shared[id(split)]
+
+  placed = {
+    name: {
+      "inputs": inputs(t.inputs),
+      "signal": jax.tree.map(jnp.asarray, t.signal),
+      "first": t.first,
+      "teacher": t.live and jax.tree.map(jnp.asarray, t.live.weights),
+    }
+    for name, t in setup.transfers.items()
+  }
+  validation = jax.tree.map(jnp.asarray, setup.task.validation.arrays())
+  return {**placed, "validation": validation}
+
+
+def gather(placed, x: Mapping[str, Array]):
+  """Gathers one batch (inputs, signal) inside the compiled step."""
+  signal = placed["signal"].at(x["rows"] - placed["first"])
+  if placed["inputs"] is None:
+    return x["inputs"], signal
+  return jnp.take(placed["inputs"], x["rows"], axis=0), signal
+
+
+def stops(train: Mapping[str, Any], done: int) -> list[int]:
+  """The steps at which the intervals after step `done` end."""
+  every, steps = train["log_every"], train["steps"]
+  return [min(s + every, steps) for s in range(done, steps, every)]
+
+
+def intervals(
+  setup: Setup, done: int
+) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
+  """Yields (last step, {transfer: {"rows": [S, steps, B], "inputs"?}})."""
+  ends = stops(setup.train, done)
+  starts = [done, *ends[:-1]]
+  batch = setup.train["batch_size"]
+
+  def rows(transfer: Transfer, interval: int) -> np.ndarray:
+    span = starts[interval], ends[interval]
+    return np.stack(
+      [
+        table[positions(seed, len(table), batch, *span)]
+        for seed, table in zip(setup.seeds, transfer.rows, strict=True)
+      ]
+    )
+
+  feeds = {
+    name: _feed(setup, transfer, rows, len(ends))
+    for name, transfer in setup.transfers.items()
+  }
+  for end in ends:
+    yield end, {name: next(feed) for name, feed in feeds.items()}
+
+
+def _feed(setup, transfer, rows, count) -> Iterator[dict[str, Any]]:
+  if setup.task.resident:
+    for interval in range(count):
+      yield {"rows": rows(transfer, interval)}
+    return
+  read = stream(transfer.inputs.read, lambda k: rows(transfer, k), stop=count)
+  for interval, inputs in enumerate(read):
+    yield {"rows": rows(transfer, interval), "inputs": inputs}

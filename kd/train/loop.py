@@ -1,0 +1,180 @@
+"""Train every arm and seed of a study, from its start or a checkpoint.
+
+One dispatch of kd.train.program for each interval of steps. What an interval
+leaves is fetched once the next one runs, so that the device never waits for the
+host.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kd.models.functional import define
+from kd.parallel import mesh
+from kd.train import batches, program
+from kd.train.arms import Group
+from kd.train.batches import Setup
+from kd.train.checkpoint import Checkpoints
+
+# The forward pass of one run's batch from which on a run fills the machine
+# by itself, so that runs go one after another: docs/performance.md.
+FLOPS_OF_A_FULL_CPU = 5e7
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+  """What one interval leaves.
+
+  Attributes:
+    step: the interval's last step, counted from 1.
+    arms: by arm, `loss` and `grad_norm` [S, steps], `validation_accuracy` and
+      `validation_nll` [S], and `diverged` [S]: the step at which a run was
+      stopped, 0 for none.
+  """
+
+  step: int
+  arms: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def fills_the_machine(
+  groups: Sequence[Group], setup: Setup
+) -> tuple[bool, str]:
+  """Decides whether runs go one after another, and says why.
+
+  On a CPU a run whose forward pass takes FLOPS_OF_A_FULL_CPU or more keeps
+  every core busy by itself, and vmapped weights only turn its matrix products
+  into slower batched ones. On an accelerator runs are always vmapped. The
+  config's `train.runs` ("vmap", "map") overrides the rule.
+  """
+  mode = setup.train.get("runs", "auto")
+  if mode != "auto":
+    return mode == "map", f"train.runs = {mode!r}"
+  if jax.default_backend() != "cpu":
+    return False, f"runs are vmapped on a {jax.default_backend()}"
+  flops = max(_forward_flops(group, setup) for group in groups)
+  full = flops >= FLOPS_OF_A_FULL_CPU
+  sign = ">=" if full else "<"
+  return full, (
+    f"a forward pass of {flops / 1e6:.3g} MFLOP {sign} "
+    f"{FLOPS_OF_A_FULL_CPU / 1e6:.0f}, where one run fills this CPU"
+  )
+
+
+def _forward_flops(group: Group, setup: Setup) -> float:
+  shape = (setup.train["batch_size"], *setup.task.input_shape)
+  graphdef, init = define(group.student, setup.task.signature)
+  weights = jax.eval_shape(init, jax.random.key(0))
+
+  def forward(weights, inputs):
+    return nnx.merge(graphdef, *weights)(inputs).logits
+
+  lowered = jax.jit(forward).lower(
+    weights, jax.ShapeDtypeStruct(shape, jnp.float32)
+  )
+  return float((lowered.cost_analysis() or {})["flops"])
+
+
+def fit(
+  groups: Sequence[Group],
+  setup: Setup,
+  checkpoints: Checkpoints | None = None,
+  on_log: Callable[[Log], None] = lambda log: None,
+  on_resume: Callable[[int], None] = lambda step: None,
+):
+  """Trains every run and returns the state by arm.
+
+  Args:
+    groups: the arms, gathered by kd.train.arms.group.
+    setup: what they share.
+    checkpoints: where the state is kept; training continues from the last
+      good one.
+    on_log: called with each interval's Log, in order, one interval late so
+      that the device never waits for it, and before the checkpoint that
+      covers it is written.
+    on_resume: called once, with the step that training continues from.
+
+  Returns:
+    {arm: {"params", "rest", "best", "best_step", "diverged"}}, each array
+    with the leading axis S.
+  """
+  one_by_one, why = fills_the_machine(groups, setup)
+  if one_by_one:
+    groups = [single for group in groups for single in split(group)]
+  runs = len(setup.seeds) * sum(len(g.names) for g in groups)
+  logging.info(
+    "%d runs %s: %s",
+    runs,
+    "one after another" if one_by_one else "vmapped",
+    why,
+  )
+  run = program.make_interval(groups, setup, one_by_one)
+  seeds = jnp.asarray(setup.seeds, jnp.uint32)
+  state = program.make_init(groups, setup)(seeds)
+  done = 0
+  if checkpoints is not None:
+    done, state = checkpoints.restore(state)
+  on_resume(done)
+  if setup.devices > 1:
+    by_seed = NamedSharding(mesh.of_seeds(setup.devices), P("seeds"))
+    state = jax.device_put(state, by_seed)
+  resident = batches.resident(setup)
+  late = None
+  for stop, xs in batches.intervals(setup, done):
+    state, logs = run(state, seeds, xs, jnp.int32(done), resident)
+    if late is not None:
+      late()
+    late = _later(groups, setup, checkpoints, on_log, stop, state, logs)
+    done = stop
+  if late is not None:
+    late()
+  if checkpoints is not None:
+    checkpoints.wait()
+  return _by_arm(groups, state)
+
+
+def _later(groups, setup, checkpoints, on_log, step, state, logs):
+  """Returns what is left to do with an interval once the next one runs."""
+  every, last = setup.train["checkpoint_every"], setup.train["steps"]
+  log_every = setup.train["log_every"]
+  due = step == last or step % every < log_every
+  # The next interval is given the state's own memory, so keep a copy.
+  saved = jax.tree.map(jnp.copy, state) if checkpoints and due else None
+
+  def late():
+    on_log(Log(step, _by_arm(groups, jax.device_get(logs))))
+    if saved is not None:
+      checkpoints.save(step, saved)
+
+  return late
+
+
+def split(group: Group) -> list[Group]:
+  """Returns the group's arms as groups of one."""
+  singles = []
+  for part in group.parts:
+    for a, name in enumerate(part.names):
+      at = group.names.index(name)
+      one = dataclasses.replace(
+        part,
+        names=(name,),
+        numbers=jax.tree.map(lambda x, a=a: x[a : a + 1], part.numbers),
+      )
+      numbers = {k: x[at : at + 1] for k, x in group.numbers.items()}
+      singles.append(dataclasses.replace(group, parts=(one,), numbers=numbers))
+  return singles
+
+
+def _by_arm(groups, tree):
+  """{arm: its part of each group's arrays [S, A, ...]}, in the arms' order."""
+  return {
+    name: jax.tree.map(lambda x, a=a: x[:, a], part)
+    for group, part in zip(groups, tree, strict=True)
+    for a, name in enumerate(group.names)
+  }

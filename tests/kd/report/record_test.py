@@ -1,0 +1,70 @@
+"""Records are made of results, and a bench of the code that studies run."""
+
+import json
+import os
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from tests.kd.study_test import options
+
+from kd import files, study
+from kd.bench.training import training
+from kd.errors import UserError
+from kd.report import record
+from tests.kd import small
+
+
+class RecordTest(absltest.TestCase):
+  def test_a_record_of_a_study(self):
+    parent = self.enterContext(tempfile.TemporaryDirectory())
+    workdir, folder = os.path.join(parent, "run"), os.path.join(parent, "kept")
+    made = options(hard=small.HARD, soft=small.SOFT)
+    made.signal.omit_classes = (3,)
+    results = study.run(made, workdir)
+    os.makedirs(folder)
+    readme = pathlib.Path(folder, "README.md")
+    readme.write_text(
+      "before <!-- results -->stale words<!-- /results --> after"
+    )
+    record.record(workdir, folder, "results")
+    record.record(workdir, folder, "results")  # the marks are still there
+    text = readme.read_text()
+    self.assertTrue(text.startswith("before ") and text.endswith(" after"))
+    self.assertNotIn("stale words", text)
+    mean = results["arms"]["soft"]["metrics"]["accuracy"]["mean"]
+    self.assertIn(f"{100 * mean:.1f}"[:4], text)
+    kept = json.loads(pathlib.Path(folder, "results.json").read_text())
+    self.assertIn("recall_3", kept["arms"]["soft"]["metrics"])
+    self.assertNotIn("recall_4", kept["arms"]["soft"]["metrics"])
+    for name in record.figures_of(results):
+      self.assertTrue(os.path.exists(os.path.join(folder, f"{name}.png")))
+
+  def test_no_marks(self):
+    path = os.path.join(
+      self.enterContext(tempfile.TemporaryDirectory()), "a.md"
+    )
+    files.write_text(path, "text")
+    with self.assertRaisesRegex(UserError, "expected the marks <!-- x -->"):
+      files.replace_section(path, "x", "body")
+    self.assertEqual(pathlib.Path(path).read_text(), "text")
+
+
+class BenchTest(absltest.TestCase):
+  def test_all_ways_train_the_same_weights(self):
+    hidden, arm = (8, 8), 2
+    self.enterContext(absltest.mock.patch.object(training, "STEPS", 6))
+    (state,), _ = training.in_one_program(hidden, "vmap")[0]()
+    kernel = state["params"]["head"]["kernel"][...][:, arm]  # [S, H, V]
+    temperature = training.TEMPERATURES[arm]
+    careful = training.careful_loop(hidden)(temperature)
+    usual = training.nnx_loop(hidden)(temperature)
+    for seed in range(training.SEEDS):
+      (params, *_), _ = careful[seed]
+      for weights in (params, usual[seed]):
+        difference = abs(weights["head"]["kernel"][...] - kernel[seed])
+        self.assertLess(float(difference.max()), 1e-5)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,292 @@
+"""A study from its command to its report: smoke, phases, resume, bad input."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl.testing import absltest, parameterized
+
+from kd import config, study
+from kd.bench.training import training
+from kd.errors import UserError
+from kd.teachers import model as teacher
+from tests.kd import small
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+KILLS = int(os.environ.get("KD_TEST_KILLS", "3"))
+CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
+
+
+def command(*flags):
+  return [sys.executable, str(ROOT / "main.py"), *map(str, flags)]
+
+
+def call(*flags):
+  """Runs main.py; returns (exit code, its error output)."""
+  done = subprocess.run(
+    command(*flags), capture_output=True, text=True, check=False, cwd=ROOT
+  )
+  return done.returncode, done.stderr
+
+
+def results_of(workdir):
+  return json.loads(pathlib.Path(workdir, "results.json").read_text())
+
+
+def comparable(workdir):
+  """Returns the bytes of results.json less where and how long it ran."""
+  results = results_of(workdir)
+  del results["provenance"]
+  for arm in results["arms"].values():
+    arm["metrics"] = {
+      k: v for k, v in arm["metrics"].items() if not k.endswith("_seconds")
+    }
+  return json.dumps(results)
+
+
+def options(**arms):
+  """Returns a config of the given arms on the digits, small and quick."""
+  made = config.defaults()
+  made.study = "small"
+  made.baseline = next(iter(arms))
+  made.seeds = 2
+  made.student = {"name": "mlp", "hidden": (16,), "dropout": 0.0}
+  made.teacher.update({"name": "mlp", "hidden": (32,), "dropout": 0.1})
+  made.teacher.train.update({"steps": 40, "log_every": 20})
+  made.train.update({"steps": 40, "log_every": 10, "checkpoint_every": 20})
+  made.arms = arms
+  return made
+
+
+class Workdir(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.parent = self.enterContext(tempfile.TemporaryDirectory())
+    self.workdir = os.path.join(self.parent, "study")
+
+
+class SmokeTest(Workdir):
+  @parameterized.parameters(*CONFIGS)
+  def test_every_config(self, name):
+    code, err = call(
+      f"--config=configs/{name}:smoke", f"--workdir={self.workdir}"
+    )
+    self.assertEqual(code, 0, err)
+    results = results_of(self.workdir)
+    self.assertGreaterEqual(len(results["arms"]), 4)
+    for arm in results["arms"].values():
+      for metric in ("accuracy", "nll", "ece", "brier", "agreement"):
+        entry = arm["metrics"][metric]
+        self.assertLen(entry["values"], len(results["seeds"]))
+        self.assertTrue(all(v is not None for v in entry["values"]))
+    lines = pathlib.Path(self.workdir, "metrics.jsonl").read_text().splitlines()
+    steps = {json.loads(line)["step"] for line in lines}
+    self.assertLen(
+      lines, len(steps) * len(results["arms"]) * len(results["seeds"])
+    )
+    for left in (
+      "config.json",
+      "report.md",
+      "report.html",
+      "figures",
+      "tensorboard",
+      "checkpoints",
+      "signals",
+      "teacher/teacher.json",
+    ):
+      self.assertTrue(os.path.exists(os.path.join(self.workdir, left)), left)
+
+
+class PhaseTest(Workdir):
+  def test_one_phase_after_another_equals_all_at_once(self):
+    made = options(hard=small.HARD, soft=small.SOFT)
+    whole = study.run(made, os.path.join(self.parent, "whole"))
+    for phase in study.PHASES:
+      results = study.run(made, self.workdir, f"{phase}:{phase}")
+    del whole["provenance"], results["provenance"]
+    self.assertEqual(results, whole)
+
+  def test_up_to_a_phase(self):
+    made = options(hard=small.HARD)
+    self.assertIsNone(study.run(made, self.workdir, "label"))
+    self.assertTrue(os.listdir(os.path.join(self.workdir, "signals")))
+    self.assertFalse(os.path.exists(os.path.join(self.workdir, "checkpoints")))
+
+  def test_from_a_phase_needs_those_before(self):
+    made = options(hard=small.HARD)
+    with self.assertRaisesRegex(UserError, "--phase=train: needs .*teacher"):
+      study.run(made, self.workdir, "train:")
+
+  def test_a_filter_of_the_teachers_distributions(self):
+    sure = dict(small.HARD, signal=dict(filter="sure"))
+    made = options(hard=small.HARD, sure=sure)
+    made.filters.sure = (dict(name="confidence", low=0.2),)
+    results = study.run(made, self.workdir)
+    (entry,) = results["signal"]["funnels"]["sure"]
+    self.assertEqual(entry["in"], results["signal"]["examples"][1])
+    self.assertEqual(entry["out"], results["signal"]["examples"][0])
+    self.assertBetween(entry["out"], 1, entry["in"] - 1)
+    scores = [a["metrics"]["nll"]["mean"] for a in results["arms"].values()]
+    self.assertNotEqual(*scores)
+    made.filters.sure = (dict(name="refusals"),)
+    with self.assertRaisesRegex(UserError, "filters.sure.*looks at texts"):
+      study.run(made, self.workdir)
+
+  def test_a_teacher_of_an_earlier_study(self):
+    first = study.run(options(hard=small.HARD), self.workdir)
+    made = options(hard=small.HARD)
+    made.teacher.path = os.path.join(self.workdir, "teacher")
+    second = study.run(made, os.path.join(self.parent, "second"))
+    self.assertEqual(first["teacher"], second["teacher"])
+    self.assertEqual(
+      first["arms"]["hard"]["metrics"], second["arms"]["hard"]["metrics"]
+    )
+
+
+class DivergenceTest(Workdir):
+  def test_a_run_that_diverges_is_marked_and_the_others_go_on(self):
+    wild = {**small.SOFT, "train": {"learning_rate": 1e30}}
+    study.run(options(hard=small.HARD, wild=wild), self.workdir)
+    arms = results_of(self.workdir)["arms"]
+    self.assertEqual(set(arms["wild"]["diverged"]), {"0", "1"})
+    self.assertEqual(arms["hard"]["diverged"], {})
+    accuracy = arms["wild"]["metrics"]["accuracy"]
+    self.assertEqual(accuracy["values"], [None, None])
+    self.assertIsNone(accuracy["versus_baseline"]["p"])
+    page = pathlib.Path(self.workdir, "report.md").read_text()
+    self.assertIn("diverged", page)
+
+
+class ResumeTest(Workdir):
+  def test_killed_at_random_moments_it_ends_with_the_same_bits(self):
+    whole = os.path.join(self.parent, "whole")
+    flags = ("--config=configs/digits.py:smoke",)
+    began = time.monotonic()
+    self.assertEqual(call(*flags, f"--workdir={whole}")[0], 0)
+    length = time.monotonic() - began
+    rng = random.Random(0)
+    killed = 0
+    while killed < KILLS:
+      process = subprocess.Popen(
+        command(*flags, f"--workdir={self.workdir}"),
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+      )
+      try:
+        process.wait(timeout=rng.uniform(0.2, 1.0) * length)
+      except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        killed += 1
+      else:  # it finished first: see that it did so well, and start anew
+        self.assertEqual(comparable(self.workdir), comparable(whole))
+        shutil.rmtree(self.workdir)
+    code, err = call(*flags, f"--workdir={self.workdir}")
+    self.assertEqual(code, 0, err)
+    self.assertEqual(comparable(self.workdir), comparable(whole))
+    self.assertEqual(
+      pathlib.Path(self.workdir, "metrics.jsonl").read_bytes(),
+      pathlib.Path(whole, "metrics.jsonl").read_bytes(),
+    )
+
+  def test_a_damaged_checkpoint_is_set_aside(self):
+    made = options(hard=small.HARD, soft=small.SOFT)
+    whole = study.run(made, self.workdir)
+    newest = pathlib.Path(self.workdir, "checkpoints", "40")
+    for path in newest.rglob("*"):
+      if path.is_file() and path.stat().st_size > 10_000:
+        path.write_bytes(path.read_bytes()[:-5000])
+    os.remove(os.path.join(self.workdir, "results.json"))
+    with self.assertLogs(level="WARNING") as logs:
+      again = study.run(made, self.workdir)
+    self.assertIn("checkpoint 40", " ".join(logs.output))
+    self.assertIn("falling back", " ".join(logs.output))
+    del whole["provenance"], again["provenance"]
+    self.assertEqual(again, whole)
+
+
+class BadInputTest(Workdir):
+  @parameterized.parameters(
+    ("--config.train.stepz=3", "stepz"),
+    ("--config.arms.soft.temperature=-1", "temperature = -1.0"),
+    ("--config.arms.soft.temperature=0", "temperature = 0.0"),
+    ("--config.arms.soft.divergence=klx", "divergence = 'klx'"),
+    ("--config.arms.nobody.objective=hard", "nobody"),
+    ("--config.arms.soft.objective=magic", "objective = 'magic'"),
+    ("--config.baseline=nobody", "baseline = 'nobody'"),
+    ("--config.arms.rank.samples=1000", "samples = 1000"),
+    ("--config.task.name=digitz", "did you mean digits"),
+    ("--config=configs/nothing.py", "nothing.py"),
+    ("--config=configs/digits.py:nonsense", "nonsense"),
+    ("--phase=trian", "unknown phase 'trian'"),
+    ("--nonsense=3", "nonsense"),
+    ("--config.teacher.path=/nowhere", "teacher.path = '/nowhere'"),
+    ("--config.signal.omit_classes=(11,)", "omit_classes = [11]"),
+    ("--config.teacher.fraction=1.0", "signal.pool = 'rest'"),
+    ("--config.signal.jitter=-1", "jitter = -1"),
+    ("--config.evaluate.metric=f1", "evaluate.metric = 'f1'"),
+  )
+  def test_one_line_exit_code_2_and_nothing_written(self, flag, message):
+    code, err = call(flag, f"--workdir={self.workdir}")
+    self.assertEqual(code, 2, err)
+    lines = [x for x in err.splitlines() if x.startswith("error: ")]
+    self.assertLen(lines, 1, err)
+    self.assertNotIn("Traceback", err)
+    self.assertIn(message, lines[0])
+    self.assertFalse(os.path.exists(self.workdir))
+
+  def test_jitter_of_what_is_no_image(self):
+    words: Any = training.RandomImages(3, (4096,), 1)
+    with self.assertRaisesRegex(UserError, r"signal.jitter = 2: expected 0"):
+      teacher.check_jitter("signal.jitter", 2, words)
+
+  def test_a_workdir_that_holds_another_study(self):
+    study.run(options(hard=small.HARD), self.workdir, "teacher")
+    before = sorted(pathlib.Path(self.workdir).rglob("*"))
+    other = options(hard=small.HARD)
+    other.train.learning_rate = 0.5
+    with self.assertRaisesRegex(
+      UserError, r"another study: .*learning_rate = 0.003 there, 0.5 here"
+    ):
+      study.run(other, self.workdir)
+    self.assertEqual(sorted(pathlib.Path(self.workdir).rglob("*")), before)
+
+  def test_a_workdir_that_cannot_be_written(self):
+    path = pathlib.Path(self.parent, "file")
+    path.write_text("")
+    code, err = call(f"--workdir={path}/study")
+    self.assertEqual(code, 2, err)
+    self.assertIn("cannot be written", err.splitlines()[-1])
+
+  def test_a_full_disk(self):
+    disk = "/dev/full"
+    if not os.path.exists(disk):
+      self.skipTest("no /dev/full on this machine")
+    made = options(hard=small.HARD)
+    os.makedirs(self.workdir)
+    os.symlink(disk, os.path.join(self.workdir, "config.json.tmp"))
+    with self.assertRaisesRegex(UserError, "No space left"):
+      study.run(made, self.workdir)
+
+  def test_a_teacher_of_another_task(self):
+    study.run(options(hard=small.HARD), self.workdir, "teacher")
+    path = pathlib.Path(self.workdir, "teacher", "teacher.json")
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "num_classes": 7}))
+    made = options(hard=small.HARD)
+    made.teacher.path = str(path.parent)
+    with self.assertRaisesRegex(
+      UserError, "the teacher has num_classes = 7, .* 'digits' has 10"
+    ):
+      study.run(made, os.path.join(self.parent, "second"))
+
+
+if __name__ == "__main__":
+  absltest.main()
