@@ -1,5 +1,5 @@
 """Networks, what they return, and their published weights."""
 
-from kd.models.registry import MODELS, check, create, num_params
+from kd.models.registry import CNN, MLP, MODELS, check, create, num_params
 
-__all__ = ["MODELS", "check", "create", "num_params"]
+__all__ = ["CNN", "MLP", "MODELS", "check", "create", "num_params"]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from kd import config, signals
-from kd.bench.training import training
+from kd.bench import training
 from kd.data.order import subset
 from kd.data.registry import load
 from kd.models import functional

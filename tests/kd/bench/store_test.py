@@ -6,7 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from kd.bench.training import store as bench_store
+from kd.bench import store as bench_store
 
 
 class BenchTest(absltest.TestCase):

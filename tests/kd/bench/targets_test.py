@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kd import files, objectives, signals
-from kd.bench.training import targets as bench_targets
+from kd.bench import targets as bench_targets
 from kd.errors import UserError
 from kd.signals import label
 from tests.kd import labelling

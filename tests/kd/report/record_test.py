@@ -6,13 +6,13 @@ import pathlib
 import tempfile
 
 from absl.testing import absltest
-from tests.kd.study_test import options
 
 from kd import files, study
-from kd.bench.training import training
+from kd.bench import training
 from kd.errors import UserError
 from kd.report import record
 from tests.kd import small
+from tests.kd.study.phases_test import options
 
 
 class RecordTest(absltest.TestCase):

@@ -201,8 +201,9 @@ class DevicesTest(absltest.TestCase):
 import sys
 import jax
 from kd import study
-from tests.kd import small, study_test
-made = study_test.options(hard=small.HARD)
+from tests.kd import small
+from tests.kd.study import phases_test
+made = phases_test.options(hard=small.HARD)
 made.evaluate.batch_size = 128
 made.signal.update(dict(keep="top_k", k=5, dtype="int8", shard_size=500))
 made.teacher.train.steps = 10

@@ -17,7 +17,8 @@ from kd.errors import UserError
 from kd.objectives import registry
 from kd.signals import label, store
 from kd.train import arms, batches, loop
-from tests.kd import oracles, small, study_test
+from tests.kd import oracles, small
+from tests.kd.study import phases_test
 
 TOP = {
   "objective": "top_k",
@@ -200,9 +201,9 @@ class ConfigTest(parameterized.TestCase):
       small.settings({"a": {**TOP, "signal": section}})
 
 
-class PathTest(study_test.Workdir):
+class PathTest(phases_test.Workdir):
   def options(self, **signal):
-    made = study_test.options(top={**TOP, "k": 5, "temperature": 1.0})
+    made = phases_test.options(top={**TOP, "k": 5, "temperature": 1.0})
     made.signal.update({"keep": "top_k", "k": 8, "dtype": "int8", **signal})
     made.train.steps = 20
     return made

@@ -14,7 +14,7 @@ from typing import Any
 from absl.testing import absltest, parameterized
 
 from kd import config, study
-from kd.bench.training import training
+from kd.bench import training
 from kd.errors import UserError
 from kd.teachers import model as teacher
 from tests.kd import small

@@ -223,7 +223,7 @@ class ModeTest(parameterized.TestCase):
       "import numpy as np\n"
       "import dataclasses\n"
       "from tests.kd import small\n"
-      "from tests.kd.train_test import FEW\n"
+      "from tests.kd.train.loop_test import FEW\n"
       "from kd import train\n"
       "groups, setup = small.study(small.settings(FEW), seeds=range(4))\n"
       "def losses(devices):\n"
