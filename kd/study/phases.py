@@ -22,7 +22,7 @@ from kd import config, files
 from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError, brief, why
-from kd.evaluate import cost, scores, stats
+from kd.evaluate import cost, registry, scores, stats, verdict
 from kd.report import page
 from kd.signals import label
 from kd.study import check, transfer_sets, workdir
@@ -147,6 +147,8 @@ class _Study:
       with self.clock.phase("evaluate"):
         results = self._evaluate(states, transfers)
         times = self._latency(results, states)
+      if warnings := verdict.warnings(results):
+        results["warnings"] = warnings
       results["provenance"] = self._provenance() | {"latency_seconds": times}
       files.write_json(os.path.join(self.folder, "results.json"), results)
     if last >= PHASES.index("report"):
@@ -335,7 +337,7 @@ def _check_evaluate(
   """Checks the keys that need the number of classes or of devices."""
   options = settings["evaluate"]
   shift = options["shift_classes"]
-  accepted = scores.metric_names(task.num_classes, bool(shift), black_box)
+  accepted = registry.names(task.num_classes, bool(shift), black_box)
   if options["metric"] not in accepted:
     raise UserError(
       f"evaluate.metric = {options['metric']!r}: expected one of "
