@@ -17,8 +17,8 @@ import numpy as np
 from absl import app
 
 from kd import config, files
+from kd.report import markdown
 from kd.signals import codec, store
-from kernels import markdown
 
 VOCABULARIES = (32_000, 151_936, 262_144)
 K = 128
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
   body = table([measure(v) for v in VOCABULARIES])
   print(body)
   for page in argv[1:]:
-    files.replace_section(page, "store", body)
+    markdown.replace_section(page, "store", body)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ import optax
 from absl import app, flags
 from flax import nnx
 
-from kd import config, files, models, objectives, signals
+from kd import config, models, objectives, signals
 from kd.models import functional
+from kd.report import markdown
 from kd.train import arms, loop, program
 from kd.train.batches import (
   Setup,
@@ -361,8 +362,8 @@ def main(argv: list[str]) -> None:
     rows.append(measure(hidden, _REPEATS.value))
     print(table(rows[-1:]).splitlines()[-1], flush=True)
   if _DOC.value:
-    files.replace_section(_DOC.value, "arms", table(rows))
-    files.replace_section(_DOC.value, "classes", classes_table(wide))
+    markdown.replace_section(_DOC.value, "arms", table(rows))
+    markdown.replace_section(_DOC.value, "classes", classes_table(wide))
 
 
 if __name__ == "__main__":
