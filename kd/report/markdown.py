@@ -59,7 +59,7 @@ def replace_section(path: str, name: str, body: str) -> None:
 def _block(block: Block) -> str:
   match block:
     case Heading(text, level):
-      return "#" * level + " " + _text(text)
+      return "#" * level + " " + _text(text).replace("\n", " ")
     case Text(text, kind):
       text = _text(text)
       quoted = kind in ("verdict", "question")

@@ -46,16 +46,19 @@ class WidthTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    results, config, lines = synthetic(long_names(), seeds=5, omit=(3,))
-    for arm in results["arms"].values():
-      arm["config"]["signal"] = {"omit_classes": [3]}
-      arm["config"]["train"] = {"learning_rate": 0.003}
-    cls.results = results
+    results, config, lines = cls.study(4)
     temporary = tempfile.TemporaryDirectory()
     cls.addClassCleanup(temporary.cleanup)
     folder = leave(pathlib.Path(temporary.name), results, config, lines)
     cls.text = page.write(folder).read_text()
     cls.root = ET.fromstring(cls.text.split("\n", 1)[1])
+
+  @staticmethod
+  def study(arms):
+    made = synthetic(long_names(arms), seeds=5, omit=(3,), steps=40)
+    for arm in made[0]["arms"].values():
+      arm["config"]["signal"] = {"omit_classes": [3]}
+    return made
 
   def test_what_is_wide_scrolls_in_a_box_and_captions_do_not(self):
     boxes = [e for e in self.root.iter("div") if e.get("class") == "scroll"]
@@ -80,8 +83,9 @@ class WidthTest(absltest.TestCase):
       self.assertLess(float(width) * REM, PHONE - 2 * REM)
 
   def test_all_numbers_fit_a_laptop(self):
-    look = style.styles(self.results)
-    table = results_table.table(self.results, look, {})
+    results, _, _ = self.study(36)
+    table = results_table.table(results, style.styles(results), {})
+    self.assertLen(table.rows, 36)
     self.assertLen(table.columns, 10)
     name = float(
       re.search("min-width: ([0-9.]+)rem", rule(".cards tbody th"))[1]

@@ -247,9 +247,8 @@ class FaultyTest(parameterized.TestCase):
     self.assertIn("**Mind:** The teacher: nll not finite", markdown)
 
   @parameterized.parameters(
-    "\u202e", "\x00", "\x1b[31m", "\ud83d", "\ufffe", "\x85", "\u2028", "\r",
-    "]]>", "<!--", "&#0;", "\U000e0041",
-  )  # fmt: skip
+    "\u202e\x00\x1b[31m\ud83d\ufffe\x85\u2028\U000e0041", "\r", "]]><!--&#0;"
+  )
   def test_any_string(self, odd):
     gains = {"hard": 0.0, f"so{odd}ft": 0.02}
     results, config, lines = synthetic(gains, seeds=3)
@@ -264,7 +263,7 @@ class FaultyTest(parameterized.TestCase):
       self.assertNotRegex(
         text, "[\x00-\x08\x0b-\x1f\x80-\x9f\u2028-\u202e\ufffe\U000e0041]"
       )
-      if len(odd) == 1 and odd != "\r":
+      if "<" not in odd:
         self.assertIn(f"so{blocks.visible(odd)}ft", text)
     for path in (folder / "figures").glob("*.svg"):
       ET.parse(path)
