@@ -8,7 +8,7 @@ python main.py [--config=configs/digits.py[:smoke]] [--workdir=DIR]
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from kd import interrupts
 from kd.config import command_line
@@ -57,8 +57,11 @@ def main(argv: list[str]) -> None:
   from kd import study  # after the flags: a typo need not wait for jax
   from kd.train import logs
 
+  logging.use_absl_handler()
   logs.listen()
-  study.run(config, values.workdir or None, phase=values.phase)
+  results = study.run(config, values.workdir or None, phase=values.phase)
+  if results is not None:
+    print(study.verdict(results), flush=True)
 
 
 def run() -> None:

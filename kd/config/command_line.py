@@ -156,8 +156,9 @@ def _value(text: str, old: Any, names: Sequence[str]) -> Any:
   """Reads a value: a text where the key has or wants one, else a literal."""
   value = _literal(text)
   rule = _rule(names)
-  if rule is not None:
-    return text if rule.accepts(text) or not rule.accepts(value) else value
+  for read in (text, value) if rule is not None else ():
+    if rule.accepts(read):
+      return read
   return text if isinstance(old, str) else value
 
 

@@ -37,3 +37,11 @@ def run(
   from kd.study import phases  # seconds, that a mistake need not wait for
 
   return phases.run(settings, folder, first, last)
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+  """Says in a line what the study found."""
+  from kd.report import wording
+
+  first, *_ = wording.verdict(results)
+  return f"{results['study']}: {first.replace('**', '').replace('`', '')}"
