@@ -35,7 +35,7 @@ from scipy import special
 
 from kd import codec, figures, files, store
 from kd.errors import UserError
-from kernels import markdown
+from kernels.bench import markdown
 
 softmax = functools.partial(special.softmax, axis=-1)
 norm = np.linalg.norm  # over rows and classes

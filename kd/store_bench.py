@@ -17,7 +17,7 @@ import numpy as np
 from absl import app
 
 from kd import codec, config, files, store
-from kernels import markdown
+from kernels.bench import markdown
 
 VOCABULARIES = (32_000, 151_936, 262_144)
 K = 128
