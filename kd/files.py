@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 from kd.errors import UserError, why
-from kernels import markdown
+from kernels.bench import markdown
 
 
 def write_text(path: str, text: str) -> None:
@@ -69,7 +69,7 @@ def package_folder(name: str) -> pathlib.Path | None:
 
 
 def replace_section(path: str, name: str, body: str) -> None:
-  """As kernels.markdown.replace_section.
+  """As kernels.bench.markdown.replace_section.
 
   Raises:
     UserError: the file or the marks are missing.

@@ -195,7 +195,7 @@ class PhaseTest(Workdir):
     old, new = (
       r["arms"]["soft"]["metrics"]["accuracy"] for r in (first, second)
     )
-    self.assertEqual(old, new)
+    self.assertEqual(*scored)
     self.assertEqual(
       pathlib.Path(self.workdir, "metrics.jsonl").read_bytes(), steps
     )
@@ -271,14 +271,14 @@ class SignalTest(Workdir):
   def test_one_line_says_what_goes_on(self, sent, phase):
     number, expected = sent
     made = [
+      "--config=configs/digits.py:smoke",
       "--config.train.steps=1000000",
       "--config.train.checkpoint_every=10",
       "--config.teacher.train.steps=1000000",
     ]
-    made = made[:2] if phase == "train" else made
+    made = made[:3] if phase == "train" else made
     process = subprocess.Popen(
-      command("--config=configs/digits.py:smoke", *made)
-      + [f"--workdir={self.workdir}"],
+      command(*made, f"--workdir={self.workdir}"),
       stderr=subprocess.PIPE,
       text=True,
       cwd=ROOT,

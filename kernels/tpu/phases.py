@@ -6,7 +6,7 @@ A grid step sees a block of V; statistics of a row lie in VMEM between steps.
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.tpu_kernel import (
+from kernels.tpu.kernel import (
   divergences,
   label_logits,
   maxima,
@@ -16,7 +16,7 @@ from kernels.tpu_kernel import (
   sums,
   write_out,
 )
-from kernels.tpu_parts import (
+from kernels.tpu.sweeps import (
   LANES,
   LOG2E,
   LOW,

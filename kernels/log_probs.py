@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels import tile, xla
-from kernels.scan import (
+from kernels.chunked import (
   Plan,
   add_head_gradient,
   at,

@@ -10,8 +10,10 @@ import re
 import sys
 from typing import Any
 
-from kernels import child, markdown, report_gpu, tpu_targets
-from kernels.report_traffic import ENVIRONMENT
+from kernels import topologies
+from kernels.bench import markdown, process
+from kernels.report import gpu
+from kernels.report.traffic import ENVIRONMENT
 
 # Target -> (devices, (N, H_s, H_t, V)).
 SETUPS = {
@@ -40,9 +42,9 @@ def _mesh(target: str, devices: int):
   import jax
   import numpy as np
 
-  if target not in tpu_targets.TARGETS:
-    return report_gpu.mesh_of(target, devices)
-  devices_there = tpu_targets.topology(target).devices
+  if target not in topologies.TARGETS:
+    return gpu.mesh_of(target, devices)
+  devices_there = topologies.topology(target).devices
   return jax.sharding.Mesh(np.array(devices_there), ("d",))
 
 
@@ -52,13 +54,14 @@ def compile_for(target: str) -> dict:
   import jax.numpy as jnp
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from kernels import Head, distill_loss, plain
+  from kernels import Head, distill_loss
+  from kernels.bench import divergences
 
   devices, (n, h_s, h_t, v) = SETUPS[target]
   mesh = _mesh(target, devices)
   loss = functools.partial(
     distill_loss,
-    divergence=plain.forward_kl,
+    divergence=divergences.forward_kl,
     temperature=2.0,
     vocab_axis="d",
   )
@@ -79,7 +82,7 @@ def compile_for(target: str) -> dict:
   step = jax.shard_map(
     step, mesh=mesh, in_specs=tuple(specs), out_specs=(whole, specs[0])
   )
-  platform = "tpu" if target in tpu_targets.TARGETS else "cuda"
+  platform = "tpu" if target in topologies.TARGETS else "cuda"
   lowered = jax.jit(step).trace(*heads).lower(lowering_platforms=(platform,))
   compiled = lowered.compile()
   found = collectives(compiled.as_text())
@@ -95,8 +98,10 @@ def compile_for(target: str) -> dict:
 
 def row(target: str, limit_s: float = 180) -> dict:
   """Returns `compile_for` of a target from a process, or {"error": ...}."""
-  arguments = ("kernels.report_parallel", target)
-  found, error = child.run(*arguments, environment=ENVIRONMENT, limit_s=limit_s)
+  arguments = ("kernels.report.parallel", target)
+  found, error = process.run(
+    *arguments, environment=ENVIRONMENT, limit_s=limit_s
+  )
   return found[-1] if found else dict(target=target, error=error)
 
 

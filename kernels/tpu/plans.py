@@ -1,7 +1,7 @@
 """Row function in Pallas for TPUs: two reads of [N, V] and one write.
 
 A block of rows of both models stays in VMEM while the sweeps of
-kernels.tpu_kernel go over it. Where rows do not fit, the sweeps become grid
+kernels.tpu.kernel go over it. Where rows do not fit, the sweeps become grid
 phases over blocks of V: six reads and one write.
 
 Compiled for TPUs, not run on one (ACCELERATORS.md section 1); run in interpret
@@ -20,10 +20,11 @@ from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import algebra, gemm, scan, tile, xla
-from kernels.tpu_kernel import resident
-from kernels.tpu_parts import LANES, LN2, LOW, OUT, STATS, Kernel, padded
-from kernels.tpu_phases import phased
+from kernels import algebra, chunked, tile, xla
+from kernels.tpu import gemm
+from kernels.tpu.kernel import resident
+from kernels.tpu.phases import phased
+from kernels.tpu.sweeps import LANES, LN2, LOW, OUT, STATS, Kernel, padded
 
 f32 = jnp.float32
 MIB = 1 << 20
@@ -43,14 +44,14 @@ class Generation:
       parts keep values in registers.
     busy: the same of sweep 1 where phi is linear, so that it does most.
     second: the same of sweep 1 where it sums a second softmax.
-    gemms: whether XLA's GEMMs of a head cost copies of it (kernels.gemm).
+    gemms: whether XLA's GEMMs of a head cost copies of it (kernels.tpu.gemm).
 
   Source of steps: compiled for v5e, V = 128256, bundles per 1,024 pairs and
   spills. Sweep 1 of a JSD: (64, 4) 3.1 and 0, (40, 4) 3.2 and 0; with labels
   (64, 4) 4.7 and 50, (40, 4) 4.2 and 0. Of forward KL: (64, 4) 3.9 and 9,
   (40, 4) 4.0 and 0, (32, 2) 4.1 and 0; of reverse KL with labels (40, 4) 5.3
   and 23, (32, 2) 5.8 and 3, (24, 2) 5.9 and 0. Sweep 2 of a JSD, kept from
-  spilling by `tpu_parts.sweep`: (128, 2) 4.5 and 0, (64, 2) 4.6 and 0. All
+  spilling by `sweeps.sweep`: (128, 2) 4.5 and 0, (64, 2) 4.6 and 0. All
   sweeps of tvd with labels, V = 151936: `second` of (48, 4) 10.1 and 0, (40, 4)
   11.0 and 37, (32, 2) 11.5 and 5, (24, 4) 11.4 and 19; V = 50257: (48, 4) 10.8
   and 0, (40, 4) 11.8 and 37. On v6e, all sweeps of a JSD, by sweep 2: (128, 2)
@@ -163,7 +164,7 @@ def call(kernel: Kernel, scalars, info, logits, dtype, alias: bool, interpret):
   ]
   arrays = [scalars, info, *logits]
   out_specs = [pl.BlockSpec((rows, LANES), by_row)]
-  manual = jax.typeof(logits[0]).mat  # scan.run has made all vary alike
+  manual = jax.typeof(logits[0]).mat  # chunked.run has made all vary alike
   struct = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=manual)
   out_shape = [struct((n, LANES), f32)]
   if kernel.grad:
@@ -216,8 +217,8 @@ def silent_where_masked(phi: tile.Phi, consts, grad: bool) -> bool:
 
 
 def dense_rows(
-  spec: scan.Spec,
-  chunk: scan.Chunk,
+  spec: chunked.Spec,
+  chunk: chunked.Chunk,
   dtype,
   *,
   alias: bool,
@@ -293,7 +294,7 @@ def head_rule(n: int, v: int, student, teacher) -> int:
   last one costs as much as a full one.
   """
   del teacher
-  if not isinstance(student, scan.Head):
+  if not isinstance(student, chunked.Head):
     return n
   most = max(256, 15 * (1 << 22) // v // 16 * 16)
   each = -(-n // -(-n // most))
@@ -318,15 +319,15 @@ def head_width(h: int, v: int) -> int:
 
 def plan(
   student, teacher, gen: Generation | None = None, interpret: Any = False, **kw
-) -> scan.Plan:
+) -> chunked.Plan:
   """Returns the plan for a student.
 
   dz overwrites the logits of a Head, which nothing else sees. Given logits are
   mostly not ours to overwrite: XLA would copy them first, two more N V b than
   the third buffer costs. So they are left alone.
   """
-  head = isinstance(student, scan.Head)
-  guard = not (head and isinstance(teacher, (scan.Head, type(None))))
+  head = isinstance(student, chunked.Head)
+  guard = not (head and isinstance(teacher, (chunked.Head, type(None))))
   rows = functools.partial(
     dense_rows, alias=head, guard=guard, gen=gen, interpret=interpret, **kw
   )
@@ -345,7 +346,7 @@ def plan(
   )
 
 
-def plans(spec: scan.Spec | None, student, teacher) -> dict | str:
+def by_platform(spec: chunked.Spec | None, student, teacher) -> dict | str:
   """Returns {"tpu": compiled, "cpu": interpreted}, see `api.select_plans`.
 
   What the kernel does not do runs in XLA on a TPU too, in the same chunks:
@@ -364,7 +365,7 @@ def plans(spec: scan.Spec | None, student, teacher) -> dict | str:
   }
 
 
-def unsupported(spec: scan.Spec | None) -> bool:
+def unsupported(spec: chunked.Spec | None) -> bool:
   if spec is None or spec.vocab_axis is not None:
     return True
   if spec.phi is None:

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels import algebra, tile
-from kernels.tpu_parts import (
+from kernels.tpu.sweeps import (
   LANES,
   LN2,
   LOG2E,

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import child, markdown, peers
+from kernels.bench import markdown, peers, process
 
 SHAPES = "1024,64,64,65536 512,128,256,131072 1024,512,1024,65536"
 
@@ -138,7 +138,7 @@ def in_process(case: dict, timeout: float = 600) -> dict:
   if reason:
     return {"error": reason}
   arguments = ("kernels.bench", "--worker", json.dumps(case))
-  found, error = child.run(*arguments, limit_s=timeout)
+  found, error = process.run(*arguments, limit_s=timeout)
   return {"error": error} if error else found[-1]
 
 
@@ -213,10 +213,12 @@ def words(about: dict, measured: dict, args) -> str:
 
 
 def main(argv=None):
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(
+    prog="python -m kernels.bench", description=__doc__.splitlines()[0]
+  )
   parser.add_argument("--shapes", default=SHAPES, help="N,H_s,H_t,V by spaces")
   parser.add_argument(
-    "--divergences", default="forward_kl", help="paths, see kernels.plain"
+    "--divergences", default="forward_kl", help="paths, see bench.divergences"
   )
   parser.add_argument(
     "--variants", default="xla,naive,optax,torch,torch_compiled,liger"
@@ -271,7 +273,3 @@ def main(argv=None):
       json.dump({"about": about, "rates": measured, "results": results}, f)
   if args.plot:
     plot(results, args.plot)
-
-
-if __name__ == "__main__":
-  main()

@@ -22,19 +22,18 @@ from kernels import (
   Head,
   Logits,
   TopK,
+  chunked,
   distill_loss,
-  gpu,
-  gpu_tile,
-  lowerable,
-  scan,
   tile,
   token_log_probs,
 )
-from tests.kernels import gpu_problems, oracle
-from tests.kernels.gpu_problems import RACES, compare, value_and_grad
+from kernels.gpu import lowering, plans, tiling
+from tests.kernels import oracle
+from tests.kernels.gpu import problems
+from tests.kernels.gpu.problems import RACES, compare, value_and_grad
 
-ROOT = pathlib.Path(__file__).parents[2]
-PLAN = gpu.make_plan(interpret=RACES, cluster=1)
+ROOT = pathlib.Path(__file__).parents[3]
+PLAN = plans.make_plan(interpret=RACES, cluster=1)
 
 
 class InterpretedTest(parameterized.TestCase):
@@ -50,7 +49,7 @@ class InterpretedTest(parameterized.TestCase):
   def test_clusters_and_a_planted_race(self):
     env = os.environ | {"NPROC": "32", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-      [sys.executable, "-m", "tests.kernels.gpu_problems"],
+      [sys.executable, "-m", "tests.kernels.gpu.problems"],
       cwd=ROOT, env=env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     self.assertEqual(done.returncode, 0, done.stderr[-3000:])
@@ -62,7 +61,7 @@ class InterpretedTest(parameterized.TestCase):
     student = (normal(3, 4), normal(4, 256), normal(256))
     teacher = (normal(3, 6), normal(6, 256), None)
     want = oracle.loss(student, teacher, oracle.chi_square)
-    plan = gpu.make_plan(alias=True, interpret=RACES, cluster=1)
+    plan = plans.make_plan(alias=True, interpret=RACES, cluster=1)
     plan = dataclasses.replace(plan, chunk=2)
     teacher = Head(*map(jnp.asarray, teacher[:2]))
 
@@ -77,7 +76,7 @@ class InterpretedTest(parameterized.TestCase):
     oracle.assert_close(got, want)
 
   def test_vmapped_temperature_and_parameter_and_extreme_logits(self):
-    z_s, z_t, labels, weights = gpu_problems.logits(3, 384)
+    z_s, z_t, labels, weights = problems.logits(3, 384)
     z_s[2], z_t[2], weights[2] = np.nan, np.inf, 0
     z_s[0, :5], z_s[0, 7], z_t[1, 3] = -np.inf, 1e4, -1e30
     weights, labels = jnp.asarray(weights), jnp.asarray(labels)
@@ -104,7 +103,7 @@ class InterpretedTest(parameterized.TestCase):
     oracle.assert_close(got, want, 1e-5)
 
   def test_bfloat16_is_no_worse_than_naive(self):
-    z_s, z_t, _, _ = gpu_problems.logits(2, 640)
+    z_s, z_t, _, _ = problems.logits(2, 640)
     z_s, z_t = (jnp.asarray(z, jnp.bfloat16) for z in (z_s, z_t))
     value, _, _, (want,) = oracle.loss((z_s,), (z_t,), oracle.jsd(0.5))
 
@@ -120,7 +119,7 @@ class InterpretedTest(parameterized.TestCase):
     self.assertLess(abs(got[0] - value), 1.5 * abs(loss - value) + 1e-6)
 
   def test_value_only_and_labels_only(self):
-    z_s, z_t, labels, _ = gpu_problems.logits(2, 256)
+    z_s, z_t, labels, _ = problems.logits(2, 256)
     want = oracle.loss((z_s,), (z_t,), oracle.forward_kl)
     loss, rows = distill_loss(
       *(Logits(jnp.asarray(z_s)), Logits(jnp.asarray(z_t))),
@@ -135,7 +134,7 @@ class InterpretedTest(parameterized.TestCase):
     oracle.assert_close((got[0], got[2], got[3]), (want[0], want[2], want[3]))
 
   def test_what_runs_in_xla_under_its_name(self):
-    z_s, z_t, labels, _ = gpu_problems.logits(3, 257)
+    z_s, z_t, labels, _ = problems.logits(3, 257)
     student, ids = Logits(jnp.asarray(z_s)), jnp.asarray(labels)
     got, want = (
       token_log_probs(student, ids, implementation=name)
@@ -155,11 +154,11 @@ class InterpretedTest(parameterized.TestCase):
 
 class ChoiceTest(parameterized.TestCase):
   def spec(self, phi, v):
-    return scan.Spec(tile.Phi(phi), False, False, False, v)
+    return chunked.Spec(tile.Phi(phi), False, False, False, v)
 
-  def plans(self, phi=oracle.forward_kl, v=1024, dtype=jnp.bfloat16):
+  def found(self, phi=oracle.forward_kl, v=1024, dtype=jnp.bfloat16):
     z = Logits(jax.ShapeDtypeStruct((8, v), dtype))
-    return gpu.plans(self.spec(phi, v), z, z)
+    return plans.by_platform(self.spec(phi, v), z, z)
 
   @parameterized.parameters(
     ("gpu", "9.0", True),
@@ -174,12 +173,12 @@ class ChoiceTest(parameterized.TestCase):
       platform=platform, device_kind="-", compute_capability=capability
     )
     with mock.patch.object(jax, "devices", return_value=[device]):
-      self.assertEqual(gpu.capable(), want)
-      plans = self.plans()
+      self.assertEqual(plans.capable(), want)
+      found = self.found()
       if platform == "gpu" and not want:
-        self.assertIn("compute capability", plans)
+        self.assertIn("compute capability", found)
       else:
-        self.assertEqual(set(plans), {"cuda" if want else "cpu"})
+        self.assertEqual(set(found), {"cuda" if want else "cpu"})
 
   @parameterized.parameters("7.5", "8.9", "12.0", "gfx942")
   def test_auto_takes_xla_on_other_gpus_and_traces_no_kernel(self, capability):
@@ -203,30 +202,30 @@ class ChoiceTest(parameterized.TestCase):
 
   def test_names_of_devices_that_are_not_here(self):
     for name in ("NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB", "NVIDIA B200"):
-      self.assertRegex(name, gpu.CAPABLE)
+      self.assertRegex(name, plans.CAPABLE)
     for name in ("NVIDIA A100-SXM4-80GB", "NVIDIA L4", "AMD Instinct MI300X"):
-      self.assertNotRegex(name, gpu.CAPABLE)
+      self.assertNotRegex(name, plans.CAPABLE)
 
   def test_reasons(self):
     array = jnp.ones((1, 1024))
-    self.assertIn("shape (1, 1024)", self.plans(lambda q, p: array * (q - p)))
-    self.assertIn("lgamma", self.plans(lambda q, p: jax.lax.lgamma(q) * p))
-    self.assertIn("shared memory", self.plans(v=1 << 20))
+    self.assertIn("shape (1, 1024)", self.found(lambda q, p: array * (q - p)))
+    self.assertIn("lgamma", self.found(lambda q, p: jax.lax.lgamma(q) * p))
+    self.assertIn("shared memory", self.found(v=1 << 20))
     with self.assertRaisesRegex(ValueError, "shared memory"):
       z = Logits(jnp.zeros((1, 1 << 19)))
       distill_loss(z, z, divergence=oracle.jsd(0.5), implementation="gpu")
 
   def test_auto_leaves_to_xla_what_must_be_padded(self):
     for v, auto in ((50257, False), (50304, True), (10, False)):
-      self.assertEqual(self.plans(v=v)["cpu"].auto, auto, v)
+      self.assertEqual(self.found(v=v)["cpu"].auto, auto, v)
 
   @parameterized.parameters(
     *(32000, 50304, 128256, 151936, 152064, 256000, 262144)
   )
   def test_tiling(self, v):
     for b in (2, 4):
-      cut = gpu_tile.tiling(v, [b, b])
-      if v * 2 * b // 8 > gpu_tile.LIMIT:
+      cut = tiling.tiling(v, [b, b])
+      if v * 2 * b // 8 > tiling.LIMIT:
         self.assertIn("shared memory", cut)
         continue
       pieces = cut.pieces()
@@ -256,11 +255,11 @@ class LowerableTest(parameterized.TestCase):
   def test_substitutes(self, fn, low, high):
     x = jnp.linspace(low, high, 1001)
     both = lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))
-    closed = jax.make_jaxpr(lambda x: lowerable.call(both, x))(x)
-    self.assertEmpty(lowerable.missing(closed.jaxpr))
+    closed = jax.make_jaxpr(lambda x: lowering.call(both, x))(x)
+    self.assertEmpty(lowering.missing(closed.jaxpr))
     names = {eqn.primitive.name for eqn in closed.jaxpr.eqns}
-    self.assertEmpty(names & set(lowerable.SUBSTITUTES) - {"integer_pow"})
-    for got, want in zip(lowerable.call(both, x), both(x), strict=True):
+    self.assertEmpty(names & set(lowering.SUBSTITUTES) - {"integer_pow"})
+    for got, want in zip(lowering.call(both, x), both(x), strict=True):
       np.testing.assert_allclose(got, want, rtol=3e-6, atol=1e-12)
 
 

@@ -24,7 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import scan
+from kernels import chunked
 
 f32, bf16 = jnp.float32, jnp.bfloat16
 MIB = 1 << 20
@@ -33,7 +33,7 @@ BLOCKS = (512, 256, 128)  # columns of W at a time
 
 def scores_kernel(h, w, *rest):
   *bias, z = rest
-  out = scan.dot(h[...], w[...], (1, 0))
+  out = chunked.dot(h[...], w[...], (1, 0))
   z[...] = (out + bias[0][...] if bias else out).astype(z.dtype)
 
 
@@ -51,10 +51,10 @@ def gradients_kernel(vocab, last, h, w, dz, high, low, dh, high_out, low_out):
     if width < block:  # beyond V there is anything, NaN too
       keep = lax.broadcasted_iota(jnp.int32, (1, block), 1) < width
       dz_, w_ = (jnp.where(keep, x, jnp.zeros((), bf16)) for x in (dz_, w_))
-    dh[...] += scan.dot(dz_, w_, (1, 1))
+    dh[...] += chunked.dot(dz_, w_, (1, 1))
     upper = lax.bitcast_convert_type(high[...].astype(f32), jnp.uint32)
     sum_ = lax.bitcast_convert_type(upper | low[...].astype(jnp.uint32), f32)
-    sum_ = sum_ + scan.dot(h[...], dz_, (0, 0))
+    sum_ = sum_ + chunked.dot(h[...], dz_, (0, 0))
     bits = lax.bitcast_convert_type(sum_, jnp.uint32)
     upper = lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), f32)
     # `upper` is a bfloat16 already; the last sum is rounded to one.
@@ -71,7 +71,7 @@ def gradients_kernel(vocab, last, h, w, dz, high, low, dh, high_out, low_out):
 
 @dataclasses.dataclass(frozen=True)
 class Gemms:
-  """The GEMMs of a chunk, as kernels.scan calls them.
+  """The GEMMs of a chunk, as kernels.chunked calls them.
 
   Attributes:
     vmem: bytes that a kernel may use.
@@ -141,7 +141,7 @@ class Gemms:
 
     Args:
       h, w, dz: [C, H], [H, V] and [C, V], bfloat16.
-      halves: dW as `scan.split32` gives it; overwritten.
+      halves: dW as `chunked.split32` gives it; overwritten.
       last: whether the upper half is to be rounded.
     """
     (c, k), v = h.shape, w.shape[1]
@@ -189,4 +189,4 @@ class Gemms:
 
 def _alike(operands):
   """Returns the operands varying over the same mesh axes (in shard_map)."""
-  return scan.vary(tuple(operands), scan.varying(operands))
+  return chunked.vary(tuple(operands), chunked.varying(operands))

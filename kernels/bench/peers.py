@@ -2,7 +2,8 @@
 
 A variant is a function (inputs, divergence, labels) -> step. A step runs one
 value_and_grad of the mean over rows, from hidden states, and waits for it. A
-divergence is a path of kernels.plain; torch and Liger have some of its names.
+divergence is a path of kernels.bench.divergences; torch and Liger have some of
+its names.
 torch and Liger are optional: `pip install torch liger-kernel`.
 """
 
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import Head, distill_loss, plain
+from kernels import Head, distill_loss
+from kernels.bench import divergences
 
 OURS = ("xla", "reference", "tpu", "gpu")
 PEERS = ("naive", "optax", "torch", "torch_compiled", "liger")
@@ -64,7 +66,7 @@ def ours(implementation: str):
       return distill_loss(
         Head(h, w),
         Head(h_t, w_t),
-        divergence=plain.resolve(divergence),
+        divergence=divergences.resolve(divergence),
         labels=y if labels else None,
         hard_weight=1.0 if labels else 0.0,
         implementation=implementation,
@@ -76,7 +78,7 @@ def ours(implementation: str):
 
 
 def naive(inputs, divergence: str, labels: bool) -> Step:
-  phi = plain.resolve(divergence)
+  phi = divergences.resolve(divergence)
 
   def fn(h, w, h_t, w_t, y):
     lq = jax.nn.log_softmax((h @ w).astype(jnp.float32))

@@ -1,7 +1,7 @@
 """Instructions of the GPU kernel, counted in its machine code.
 
 Evidence of kind "compiled", and a model: nothing here ran on a GPU. Targets are
-described by kernels/targets/*.txtpb.
+described by kernels/report/targets/*.txtpb.
 """
 
 import importlib.util
@@ -71,7 +71,7 @@ def number(target: str, key: str) -> float:
   text = (TARGETS / f"{target}.txtpb").read_text()
   found = re.search(rf"\b{key}: ([0-9.]+)", text)
   if found is None:
-    raise ValueError(f"no {key} in kernels/targets/{target}.txtpb")
+    raise ValueError(f"no {key} in kernels/report/targets/{target}.txtpb")
   return float(found[1])
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels import Logits, distill_loss, gpu
+from kernels import Logits, distill_loss
+from kernels.gpu import plans
 from tests.kernels import oracle
 
 RACES = plgpu.InterpretGPUParams(detect_races=True)
@@ -54,14 +55,14 @@ def compare(n, v, divergence, plan, hard=True, temperature=1.0, **kw):
 
 def main():
   """Clusters of 2 and 4 agree with float64, race-free; a race is caught."""
-  plan = gpu.make_plan(interpret=RACES, cluster=2)
+  plan = plans.make_plan(interpret=RACES, cluster=2)
   compare(2, 1040, oracle.DIVERGENCES["jsd"], plan, temperature=2.0)
-  plan = gpu.make_plan(interpret=RACES, cluster=4, vector=1)
+  plan = plans.make_plan(interpret=RACES, cluster=4, vector=1)
   compare(2, 544, oracle.DIVERGENCES["chi_square"], plan, hard=False)
   caught = ""
   try:
     with mock.patch.object(plgpu, "barrier_wait"):  # for the copies
-      compare(1, 512, oracle.forward_kl, gpu.make_plan(interpret=RACES))
+      compare(1, 512, oracle.forward_kl, plans.make_plan(interpret=RACES))
   except jax.errors.JaxRuntimeError as error:
     caught = str(error)
   assert "RACE DETECTED" in caught, caught or "the planted race was not caught"

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-THREADS = 128  # of a CTA: one warpgroup, see kernels.gpu_kernel
+THREADS = 128  # of a CTA: one warpgroup, see kernels.gpu.kernel
 ALIGN = 16  # bytes, of a bulk copy's address and size
 COMFORT = 72 << 10  # bytes of rows per CTA: three CTAs fit an SM's 227 KiB
 LIMIT = 220 << 10  # bytes of rows per CTA at most

@@ -2,7 +2,7 @@
 
 kernels.gpu says when it is used and what becomes of its outputs. Layout of the
 work, and why: there. Evidence for what is said of the compiler: read in jax
-0.12.0.1, and compiled for H100 (kernels.report_gpu).
+0.12.0.1, and compiled for H100 (kernels.report.gpu).
 """
 
 import dataclasses
@@ -17,8 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels import algebra, lowerable, scan, tile
-from kernels.gpu_tile import Tile
+from kernels import algebra, chunked, tile
+from kernels.gpu import lowering
+from kernels.gpu.tiling import Tile
 
 f32 = jnp.float32
 STATS = ("s_s", "log2_s", "s_t", "log2_t", "d", "u", "top", "s_h")
@@ -31,7 +32,7 @@ class Call:
 
   Attributes:
     tile: see there.
-    phi, hard, hard_slope, unit_temperature: as in scan.Spec.
+    phi, hard, hard_slope, unit_temperature: as in chunked.Spec.
     vocab_size: None where no column is padding.
     dtype: of dz; None computes none.
     interpreted: exchange through device memory, no inline assembly.
@@ -223,7 +224,7 @@ def exp2(cta: Cta, x):
   """Returns 2^x by the hardware's ex2.approx, within 2 units in the last place.
 
   Mosaic GPU's exp costs 10 instructions, and this kernel issues more of them
-  than an H100 has memory traffic for (kernels.report_gpu).
+  than an H100 has memory traffic for (kernels.report.gpu).
   """
   if cta.call.interpreted:
     return jnp.exp2(x)
@@ -295,7 +296,7 @@ def terms(phi: tile.Phi, consts, log2_q, log2_p, q, p):
 
   As `tile.terms`, with what kernels.algebra knows: constant factors, guards
   that are not needed, and equal operations, which cost a quarter to a half of
-  the instructions of a divergence as jvp leaves it (kernels.report_gpu).
+  the instructions of a divergence as jvp leaves it (kernels.report.gpu).
   """
   logs = [algebra.Value(LN2, x, -1e27, 1e-3) for x in (log2_q, log2_p)]
   out = algebra.value_and_slope(phi, consts, *logs, q, p)
@@ -309,7 +310,7 @@ def phi_terms(cta: Cta, soft: list[Softmax], at):
   consts, phi = [ref[0] for ref in cta.refs.consts], cta.call.phi
   assert phi is not None
   fn = functools.partial(terms, phi)
-  return *lowerable.call(fn, consts, log2_q, log2_p, q, p), q
+  return *lowering.call(fn, consts, log2_q, log2_p, q, p), q
 
 
 def divergence(cta: Cta, soft: list[Softmax]):
@@ -442,12 +443,12 @@ def launch(call: Call, operands, interpret):
 
   Aliasing goes through a jax.new_ref, which neither accepts (jax 0.12.0.1).
   """
-  axes = scan.varying(operands)
+  axes = chunked.varying(operands)
 
   def plain(operands):
     # The kernel's outputs come back as the same on all devices.
     unaliased = dataclasses.replace(call, alias=False)
-    return scan.vary(_launch(unaliased, operands, interpret), axes)
+    return chunked.vary(_launch(unaliased, operands, interpret), axes)
 
   if axes or not call.alias:
     return plain(operands)

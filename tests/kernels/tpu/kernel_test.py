@@ -16,10 +16,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kd import divergences
-from kernels import Head, Logits, algebra, distill_loss, tile, tpu, xla
+from kernels import Head, Logits, algebra, distill_loss, tile, xla
+from kernels.tpu import plans
 from tests.kernels import oracle
 
-SMALL = tpu.Generation(
+SMALL = plans.Generation(
   128 << 20, False, ((2, 2), (2, 2), (2, 2), (2, 2)), (2, 2), (2, 2)
 )
 
@@ -38,7 +39,7 @@ def plan(*kinds, **tweaks):
   gen = tweaks.pop("gen", SMALL)
   tweak = lambda kernel: dataclasses.replace(kernel, **tweaks)
   kinds = kinds or (Logits(None), Logits(None))
-  return tpu.plan(*kinds, gen=gen, interpret=interpret, tweak=tweak)
+  return plans.plan(*kinds, gen=gen, interpret=interpret, tweak=tweak)
 
 
 def value_and_grad(student, teacher, **kw):
@@ -288,10 +289,10 @@ class RaceTest(absltest.TestCase):
 
     def shared(shape, index_map):  # all rows write one block of `out`
       shared_map = lambda *args: (0, 0)
-      return spec(shape, shared_map if shape[1] == tpu.LANES else index_map)
+      return spec(shape, shared_map if shape[1] == plans.LANES else index_map)
 
     with (
-      mock.patch.object(tpu.pl, "BlockSpec", shared),
+      mock.patch.object(plans.pl, "BlockSpec", shared),
       self.assertRaisesRegex(jax.errors.JaxRuntimeError, "RACE DETECTED"),
     ):
       self.run_kernel(stash=2)

@@ -16,21 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels import (
-  Head,
-  Logits,
-  algebra,
-  child,
-  distill_loss,
-  plain,
-  report_gpu,
-  tile,
-  tpu,
-  tpu_targets,
-  xla,
-)
-from kernels.stopwatch import stopwatch
-from kernels.tpu_targets import TARGETS
+from kernels import Head, Logits, algebra, distill_loss, tile, topologies, xla
+from kernels.bench import process
+from kernels.bench.divergences import NAMES, resolve
+from kernels.bench.stopwatch import stopwatch
+from kernels.report import gpu
+from kernels.topologies import TARGETS
+from kernels.tpu import plans
 
 SHAPES = (32000, 128256, 151936, 262144)
 GIB = 1 << 30
@@ -44,13 +36,13 @@ HEADS = (8192, 2048, 4096, 131072)  # N, H_s, H_t, V
 def kernel(job: dict) -> dict:
   """Compiles value_and_grad of given logits at a traced temperature."""
   n, v, target = job["n"], job["v"], job["target"]
-  gen = tpu.GENERATIONS[target]
-  phi = plain.resolve(job["divergence"])
+  gen = plans.GENERATIONS[target]
+  phi = resolve(job["divergence"])
 
   def fn(z, z_t, labels, temperature):
     student, teacher = Logits(z), Logits(z_t)
     kw: dict[str, Any] = dict(divergence=phi, temperature=temperature)
-    kw["implementation"] = tpu.plan(student, teacher, gen=gen)
+    kw["implementation"] = plans.plan(student, teacher, gen=gen)
     if job["hard"]:
       kw |= dict(labels=labels, hard_weight=0.5)
     return distill_loss(student, teacher, **kw)
@@ -60,30 +52,30 @@ def kernel(job: dict) -> dict:
   shapes = (z, z, struct((n,), jnp.int32), struct((), jnp.float32))
   elapsed = stopwatch()
   step = jax.value_and_grad(fn, has_aux=True)
-  compiled = tpu_targets.compile_for(target, step, *shapes)
+  compiled = topologies.compile_for(target, step, *shapes)
   out = dict(compile_s=elapsed())
   out |= _memory(compiled, (n, v))
   itemsize = z.dtype.itemsize
   traced = tile.Phi.of(phi, job["dtype"])
   linear = algebra.linear(traced)
-  shape = tpu.Kernel(
+  shape = plans.Kernel(
     traced, job["hard"], True, False, (), v, True, False, False, linear
   )
-  shape = tpu.fit(shape, gen, v, [itemsize] * 3)
+  shape = plans.fit(shape, gen, v, [itemsize] * 3)
   passes = 7 if shape.block else 3
   return out | dict(
-    vmem_bytes=tpu.need(shape, v, [itemsize] * 3),
+    vmem_bytes=plans.need(shape, v, [itemsize] * 3),
     rows=shape.rows,
     stash=shape.stash,
     phases=bool(shape.block),
-    hbm_nvb=passes + (n * (tpu.LANES * 4) * 2) / (n * v * itemsize),
+    hbm_nvb=passes + (n * (plans.LANES * 4) * 2) / (n * v * itemsize),
   )
 
 
 def heads(job: dict) -> dict:
   """Compiles value_and_grad of forward KL from hidden states."""
   n, h_s, h_t, v = job["shape"]
-  phi = plain.resolve(job["divergence"])
+  phi = resolve(job["divergence"])
 
   def fn(h, w, h_t, w_t):
     student, teacher = Head(h, w), Head(h_t, w_t)
@@ -95,8 +87,8 @@ def heads(job: dict) -> dict:
       return phi(lq, lp).sum(1).mean()
     plan = xla.ACCELERATOR
     if job["kernel"] == "tpu":
-      gen = tpu.GENERATIONS[job["target"]]
-      plan = tpu.plan(student, teacher, gen=gen)
+      gen = plans.GENERATIONS[job["target"]]
+      plan = plans.plan(student, teacher, gen=gen)
     kw: dict[str, Any] = dict(divergence=phi, implementation=plan)
     return distill_loss(student, teacher, **kw)[0]
 
@@ -104,7 +96,7 @@ def heads(job: dict) -> dict:
   shapes = [bf16(s) for s in ((n, h_s), (h_s, v), (n, h_t), (h_t, v))]
   elapsed = stopwatch()
   step = jax.value_and_grad(fn, (0, 1))
-  compiled = tpu_targets.compile_for(job["target"], step, *shapes)
+  compiled = topologies.compile_for(job["target"], step, *shapes)
   out = dict(compile_s=elapsed())
   return out | _memory(compiled, (n, v))
 
@@ -119,7 +111,7 @@ def _memory(compiled, shape) -> dict:
   return dict(
     temp_bytes=memory.temp_size_in_bytes,
     beyond_bytes=beyond,
-    copies=report_gpu.copies(compiled.as_text(), shape[1]),
+    copies=gpu.copies(compiled.as_text(), shape[1]),
   )
 
 
@@ -132,8 +124,10 @@ JOBS = {"kernel": kernel, "heads": heads}
 def run(job: dict, flags: str = "", limit_s: float = 180) -> dict:
   """Runs a job in a process; returns its results, or {"error": ...}."""
   environment = {**ENVIRONMENT, "LIBTPU_INIT_ARGS": flags}
-  arguments = ("kernels.report_tpu", json.dumps(job))
-  found, error = child.run(*arguments, environment=environment, limit_s=limit_s)
+  arguments = ("kernels.report.tpu", json.dumps(job))
+  found, error = process.run(
+    *arguments, environment=environment, limit_s=limit_s
+  )
   # libtpu's profile of some fusions aborts the process after the kernel's own.
   return found[-1] if found else {"error": error}
 
@@ -199,13 +193,14 @@ def rows(
   Args:
     targets: of TARGETS.
     shapes: V of the logits kernel.
-    divergences: {name: path, see kernels.plain}; those of it by default.
+    divergences: {name: path}, see kernels.bench.divergences; by default its
+      NAMES.
       Beyond forward KL they are compiled at V = 128256 alone.
     cycle_targets: where cycles are counted, at V = 128256: about 12 s each.
     peers: whether XLA programs are compiled too.
   """
   out = []
-  divergences = divergences or {name: name for name in plain.NAMES}
+  divergences = divergences or {name: name for name in NAMES}
   for target in targets:
     base = dict(target=target, dtype="bfloat16", n=256)
     for name, path in divergences.items():

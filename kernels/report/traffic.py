@@ -20,7 +20,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from kernels import child, markdown, report_gpu, tpu_targets
+from kernels import topologies
+from kernels.bench import markdown, process
+from kernels.report import gpu
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": ""}
 N, V = 2048, 128256
@@ -73,16 +75,18 @@ def program(name: str, target: str, divergence: str, hard: bool, t: float):
   import jax.numpy as jnp
   import optax
 
-  from kernels import Logits, distill_loss, plain, tpu, xla
+  from kernels import Logits, distill_loss, xla
+  from kernels.bench import divergences
+  from kernels.tpu import plans
 
-  phi = plain.resolve(divergence)
+  phi = divergences.resolve(divergence)
 
   def ours(z_s, z_t, labels):
     student, teacher = Logits(z_s), Logits(z_t)
     plan: Any = xla.ACCELERATOR
     if name == "kernel":  # "auto": the GPU that is compiled for decides
-      gen = tpu.GENERATIONS.get(target)
-      plan = "auto" if gen is None else tpu.plan(student, teacher, gen=gen)
+      gen = plans.GENERATIONS.get(target)
+      plan = "auto" if gen is None else plans.plan(student, teacher, gen=gen)
     kw: dict[str, Any] = dict(temperature=t, implementation=plan)
     kw |= dict(labels=labels, hard_weight=0.5) if hard else {}
     return distill_loss(student, teacher, divergence=phi, **kw)[0]
@@ -110,9 +114,9 @@ def compile_for(target: str, step, shapes) -> Any:
   """Returns the jax.stages.Compiled of a function for a TPU or GPU target."""
   import jax
 
-  if target in tpu_targets.TARGETS:
-    return tpu_targets.compile_for(target, step, *shapes)
-  mesh = report_gpu.mesh_of(target, 1)
+  if target in topologies.TARGETS:
+    return topologies.compile_for(target, step, *shapes)
+  mesh = gpu.mesh_of(target, 1)
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   put = functools.partial(jax.ShapeDtypeStruct, sharding=place)
   with jax.set_mesh(mesh):
@@ -149,8 +153,8 @@ def rows(targets: Sequence[str], cases=CASES, limit_s: float = 300) -> list:
   """
   out = []
   for target in targets:
-    found, error = child.run(
-      "kernels.report_traffic",
+    found, error = process.run(
+      "kernels.report.traffic",
       json.dumps([target, cases]),
       environment=ENVIRONMENT,
       limit_s=limit_s,

@@ -1,4 +1,4 @@
-"""What the sweeps of the TPU kernel are made of; see kernels.tpu_kernel."""
+"""What the sweeps of the TPU kernel are made of; see kernels.tpu.kernel."""
 
 import dataclasses
 import math
@@ -27,8 +27,8 @@ class Kernel:
   """What is static about one kernel.
 
   Attributes:
-    phi, hard, unit_temperature: as in `scan.Spec`.
-    hard_slope: as in `scan.Spec`, and a gradient is wanted.
+    phi, hard, unit_temperature: as in `chunked.Spec`.
+    hard_slope: as in `chunked.Spec`, and a gradient is wanted.
     shapes: of phi's constants, each of size 1.
     vocab: the true V; columns beyond it are padding.
     grad: whether dz is wanted.

@@ -1,11 +1,12 @@
 """What the compilers say of the GPU kernel, with no GPU and no driver.
 
 jax's CUDA plugin compiles for a device that a text file describes
-(kernels/targets), and Mosaic GPU leaves what ptxas said in a folder. Evidence
-of kind "compiled": nothing here ran on a GPU. Install: requirements-gpu.txt.
+(kernels/report/targets), and Mosaic GPU leaves what ptxas said in a folder.
+Evidence of kind "compiled": nothing here ran on a GPU. Install:
+requirements-gpu.txt.
 
 Each compile happens in a subprocess: the folder must be set before jax is
-imported, and Mosaic GPU may abort. `python -m kernels.report_gpu` is it.
+imported, and Mosaic GPU may abort. `python -m kernels.report.gpu` is it.
 """
 
 import importlib.util
@@ -17,9 +18,10 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from kernels import child, markdown, report_sass
-from kernels.report_sass import TARGETS
-from kernels.stopwatch import stopwatch
+from kernels.bench import markdown, process
+from kernels.bench.stopwatch import stopwatch
+from kernels.report import sass
+from kernels.report.sass import TARGETS
 
 SHAPES = tuple((1024, v) for v in (32000, 128256, 151936, 262144))
 DIVERGENCES = {name: name for name in ("forward_kl", "reverse_kl", "jsd")}
@@ -33,7 +35,7 @@ def available() -> str | None:
     return (
       "no CUDA plugin: python -m pip install --no-deps -r requirements-gpu.txt"
     )
-  if report_sass.find_tool("ptxas") is None:
+  if sass.find_tool("ptxas") is None:
     return (
       "no ptxas of CUDA 13: python -m pip install --no-deps nvidia-cuda-nvcc"
       " nvidia-nvvm"
@@ -52,7 +54,7 @@ def rows(
   """Compiles value_and_grad of the loss from logits; returns a dict for each.
 
   Args:
-    targets: names of kernels/targets/*.txtpb.
+    targets: names of kernels/report/targets/*.txtpb.
     shapes: (N, V).
     divergences: name -> "module:attribute" or "module:maker(numbers)".
     hard: with hard labels in the same pass, or not.
@@ -65,7 +67,7 @@ def rows(
     `smem_bytes` per CTA, `cluster`, `temp_bytes` (HBM temporaries of the whole
     program), `hbm_bytes`, `hbm_nvb`, `floor_bytes` (3 N V b),
     `wide_ops` (other operations with an [N, V] result: copies), `seconds`, and
-    `slots_per_pair` (see kernels.report_sass) beside `slots_at_floor`: where
+    `slots_per_pair` (see kernels.report.sass) beside `slots_at_floor`: where
     the former is larger, instructions bound the kernel; otherwise `error`.
   """
   jobs = [
@@ -155,8 +157,8 @@ def compile_jobs(jobs: list[dict], limit_s: float = 120) -> list[dict]:
 def _subprocess(jobs, limit_s: float) -> tuple[list[dict], str]:
   """Returns the results of the jobs that came through, and why no more."""
   with tempfile.TemporaryDirectory() as folder:
-    return child.run(
-      "kernels.report_gpu",
+    return process.run(
+      "kernels.report.gpu",
       folder,
       environment={
         "JAX_PLATFORMS": "cpu",
@@ -174,7 +176,7 @@ def read_dump(folder: pathlib.Path, target: str) -> dict:
   """Returns what Mosaic GPU and ptxas left in a folder, and empties it."""
   log = "".join(p.read_text() for p in folder.glob("*.ptxas"))
   resources = "".join(p.read_text() for p in folder.glob("*.resources.txt"))
-  slots = report_sass.issue_slots(folder, target)
+  slots = sass.issue_slots(folder, target)
   for path in folder.iterdir():
     path.unlink()
   if not log:
@@ -224,11 +226,12 @@ def _compile(job: dict):
   import jax.numpy as jnp
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from kernels import Head, Logits, distill_loss, plain
+  from kernels import Head, Logits, distill_loss
+  from kernels.bench import divergences
 
   n, v, none = job["n"], job["v"], PartitionSpec()
   mesh = mesh_of(job["target"], job.get("devices", 1))
-  phi, parallel = plain.resolve(job["phi"]), job.get("parallel")
+  phi, parallel = divergences.resolve(job["phi"]), job.get("parallel")
 
   def loss(student, teacher, weights, labels):
     return distill_loss(
@@ -288,7 +291,7 @@ def _compile(job: dict):
 def _result(job: dict, folder: pathlib.Path) -> dict:
   import jax.numpy as jnp
 
-  from kernels import gpu_tile
+  from kernels.gpu import tiling
 
   elapsed = stopwatch()
   compiled = _compile(job)
@@ -305,12 +308,10 @@ def _result(job: dict, folder: pathlib.Path) -> dict:
   }
   if job["kind"] == "logits" and not job["arms"]:
     n, v, b = job["n"], job["v"], jnp.dtype(job["dtype"]).itemsize
-    cut = gpu_tile.tiling(gpu_tile.padded(v, [b, b]), [b, b])
+    cut = tiling.tiling(tiling.padded(v, [b, b]), [b, b])
     out["cluster"] = None if isinstance(cut, str) else cut.cluster
     out["floor_bytes"] = 3 * n * v * b
-    out["slots_at_floor"] = round(
-      report_sass.slots_at_floor(job["target"], b), 1
-    )
+    out["slots_at_floor"] = round(sass.slots_at_floor(job["target"], b), 1)
     out["wide_ops"] = wide_ops(text, n, v)
     # By construction: two reads and one write of [N, V], plus what each CTA
     # reads of the row's scalars and writes of its statistics.

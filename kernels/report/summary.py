@@ -8,7 +8,7 @@ whose compiler is not installed is listed as skipped.
 
 - hbm: bytes moved, in units of N V b (b bytes per logit). Our tpu and gpu
   kernels: by construction, each block is fetched once. The floor is 3. Beside
-  XLA programs: kernels.report_traffic.
+  XLA programs: kernels.report.traffic.
 - temporaries: memory_analysis().temp_size_in_bytes; "beyond" is what is
   allocated beyond arguments and outputs (temporaries may lie in an output).
 - bundles: static VLIW bundles per 1,024 logit pairs, V = 128256, temperature
@@ -18,16 +18,10 @@ whose compiler is not installed is listed as skipped.
 import argparse
 import json
 import pathlib
-import sys
 
-from kernels import (
-  markdown,
-  report_gpu,
-  report_parallel,
-  report_tpu,
-  report_traffic,
-  tpu_targets,
-)
+from kernels import topologies
+from kernels.bench import markdown
+from kernels.report import gpu, parallel, tpu, traffic
 
 GPUS = ("h100", "b200")
 
@@ -71,11 +65,13 @@ def _mib(x) -> str:
 
 def main(argv=None):
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="python -m kernels.report",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  everything = (*tpu_targets.TARGETS, *GPUS)
+  everything = (*topologies.TARGETS, *GPUS)
   parser.add_argument("--targets", default=",".join(everything))
-  parser.add_argument("--shapes", default=",".join(map(str, report_tpu.SHAPES)))
+  parser.add_argument("--shapes", default=",".join(map(str, tpu.SHAPES)))
   parser.add_argument("--no-cycles", action="store_true")
   parser.add_argument("--no-peers", action="store_true")
   parser.add_argument("--json", help="where to write the rows")
@@ -87,7 +83,7 @@ def main(argv=None):
   shapes = [int(v) for v in flags.shapes.split(",")]
   rows, skipped, ready = [], [], []
   for t in targets:
-    reason = (report_gpu if t in GPUS else tpu_targets).available()
+    reason = (gpu if t in GPUS else topologies).available()
     if reason is None:
       ready.append(t)
     else:
@@ -96,23 +92,23 @@ def main(argv=None):
   gpus = [t for t in ready if t in GPUS]
   if tpus:
     cycles = () if flags.no_cycles else ("v5e", "v6e")
-    rows = report_tpu.rows(
+    rows = tpu.rows(
       tpus, shapes, cycle_targets=cycles, peers=not flags.no_peers
     )
     print(table(rows))
   if gpus:
-    new = report_gpu.rows(gpus, [(1024, v) for v in shapes])
-    print(report_gpu.table(new))
+    new = gpu.rows(gpus, [(1024, v) for v in shapes])
+    print(gpu.table(new))
     rows += new
   if ready and not flags.no_peers:
     print("\nHBM bytes of value_and_grad from bfloat16 logits, in N V b\n")
-    new = report_traffic.rows(ready)
-    print(report_traffic.table(new))
+    new = traffic.rows(ready)
+    print(traffic.table(new))
     rows += new
-    setups = [t for t in ready if t in report_parallel.SETUPS]
-    new = [report_parallel.row(t) for t in setups]
+    setups = [t for t in ready if t in parallel.SETUPS]
+    new = [parallel.row(t) for t in setups]
     print("\nV sharded over all devices, forward KL from hidden states\n")
-    print(report_parallel.table(new))
+    print(parallel.table(new))
     rows += new
   for line in skipped:
     print(line)
@@ -121,7 +117,3 @@ def main(argv=None):
     pathlib.Path(flags.json).write_text(json.dumps(result, indent=1) + "\n")
   failed = [r for r in rows if "error" in r]
   return 1 if failed else 0
-
-
-if __name__ == "__main__":
-  sys.exit(main())

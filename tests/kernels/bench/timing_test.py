@@ -6,13 +6,13 @@ import tempfile
 
 from absl.testing import absltest
 
-from kernels import bench, peers
+from kernels.bench import peers, timing
 
 
 class BenchTest(absltest.TestCase):
   def test_a_small_run_leaves_json_and_plot(self):
     folder = pathlib.Path(tempfile.mkdtemp())
-    bench.main(
+    timing.main(
       ["--shapes=16,4,6,64", "--variants=xla,naive,torch", "--repeats=2",
        f"--json={folder}/b.json", f"--plot={folder}/b.png"]
     )  # fmt: skip
@@ -29,9 +29,9 @@ class BenchTest(absltest.TestCase):
   def test_floor(self):
     measured = {"gemm_flop_s": 1e9, "copy_byte_s": 1e9}
     shape = (10, 2, 4, 1000)
-    cpu = bench.floor_seconds(shape, "float32", measured, "cpu")
+    cpu = timing.floor_seconds(shape, "float32", measured, "cpu")
     self.assertAlmostEqual(cpu, 2 * 10 * 1000 * 10 / 1e9)
-    gpu = bench.floor_seconds(shape, "bfloat16", measured, "gpu")
+    gpu = timing.floor_seconds(shape, "bfloat16", measured, "gpu")
     self.assertAlmostEqual(gpu - cpu, 3 * 10 * 1000 * 2 / 1e9)
 
   def test_peers_name_what_they_lack(self):

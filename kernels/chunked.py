@@ -117,7 +117,7 @@ class Plan:
       instead of 2^-9.
     by_columns: (H, V) -> whether a [H, V] result lies by columns on the target,
       for `halves`.
-    gemms: a kernels.gemm.Gemms for the heads that it fits, or None for XLA's.
+    gemms: a kernels.tpu.gemm.Gemms for the heads that it fits; None: XLA's.
     auto: whether implementation "auto" takes the plan.
   """
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-ROOT = str(pathlib.Path(__file__).parents[1])
+ROOT = str(pathlib.Path(__file__).parents[2])
 
 
 def run(

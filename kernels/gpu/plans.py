@@ -11,8 +11,9 @@ memory sees two reads and one write, 3 N V b bytes:
 After sweeps 1 and 2 the CTAs read each other's partial sums through distributed
 shared memory (in interpret mode, which has none, through device memory).
 
-What it does not do, `plans` says; "auto" then takes kernels.xla, as it does for
-every GPU older than compute capability 9, where Mosaic GPU aborts the process.
+What it does not do, `by_platform` says; "auto" then takes kernels.xla, as it
+does for every GPU older than compute capability 9, where Mosaic GPU aborts the
+process.
 Registers, spills, shared memory: `python -m kernels.report`. Evidence: numerics
 interpreted on a CPU; compiled for H100 and B200; never run on a GPU.
 
@@ -33,9 +34,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels import lowerable, scan, tile, xla
-from kernels.gpu_kernel import LN2, STATS, Call, launch
-from kernels.gpu_tile import THREADS, padded, tiling
+from kernels import chunked, tile, xla
+from kernels.gpu import lowering
+from kernels.gpu.kernel import LN2, STATS, Call, launch
+from kernels.gpu.tiling import THREADS, padded, tiling
 from kernels.types import Head, TopK
 
 f32 = jnp.float32
@@ -46,7 +48,7 @@ CAPABLE = re.compile(r"\b(G?H100|G?H200|H800|H20|G?B100|G?B200|G?B300)\b")
 def rows(
   spec, chunk, dtype, *, alias, interpret=False, cluster=None, vector=None
 ):
-  """Row function (scan.RowFunction) of the kernel; alias: dz overwrites z_s."""
+  """Row function of the kernel (chunked.RowFunction); alias: dz over z_s."""
   if spec.phi is None and not spec.hard:
     return xla.dense_rows(spec, chunk, dtype, stash=False)
   z_s, z_t = chunk.z_s, chunk.teacher
@@ -56,7 +58,7 @@ def rows(
   columns = padded(v, itemsizes)
   cut = tiling(columns, itemsizes, cluster, vector)
   if isinstance(cut, str):
-    raise ValueError(cut)  # `plans` has asked before
+    raise ValueError(cut)  # `by_platform` has asked before
   call = Call(
     tile=cut,
     phi=spec.phi,
@@ -112,7 +114,7 @@ def rule(n: int, v: int, student, teacher) -> int:
   """
   if not isinstance(student, Head):
     return n
-  bytes_per_row = v * scan.operand_dtype(student).itemsize
+  bytes_per_row = v * chunked.operand_dtype(student).itemsize
   return max(256, (128 << 20) // bytes_per_row // 128 * 128)
 
 
@@ -127,7 +129,7 @@ def width(h: int, v: int) -> int:
 
 def make_plan(
   alias=False, interpret=False, cluster=None, vector=None
-) -> scan.Plan:
+) -> chunked.Plan:
   """Returns the plan.
 
   Args:
@@ -136,7 +138,7 @@ def make_plan(
     interpret: parameters of interpret mode, or False.
     cluster, vector: override `tiling`.
   """
-  return scan.Plan(
+  return chunked.Plan(
     rows=functools.partial(
       rows, alias=alias, interpret=interpret, cluster=cluster, vector=vector
     ),
@@ -181,7 +183,7 @@ def _capability(device) -> int | None:
   return int(major) if major.isdigit() else None
 
 
-def plans(spec, student, teacher) -> dict[str, scan.Plan] | str:
+def by_platform(spec, student, teacher) -> dict[str, chunked.Plan] | str:
   """Returns {platform: plan}, or what to use instead and why.
 
   "cuda" where the target can run it (`capable`), else "cpu", in interpret mode;
@@ -194,11 +196,13 @@ def plans(spec, student, teacher) -> dict[str, scan.Plan] | str:
   """
   if spec is None or spec.vocab_axis is not None or isinstance(teacher, TopK):
     return {"cuda": xla.ACCELERATOR, "cpu": xla.ACCELERATOR}
-  dtypes = [scan.operand_dtype(s) for s in (student, teacher) if s is not None]
+  dtypes = [
+    chunked.operand_dtype(s) for s in (student, teacher) if s is not None
+  ]
   for dtype in dtypes:
     if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
       return f"'auto' or 'xla' for {dtype}: the GPU kernel takes 16 or 32 bits"
-  itemsizes, v = [d.itemsize for d in dtypes], scan.num_columns(student)
+  itemsizes, v = [d.itemsize for d in dtypes], chunked.num_columns(student)
   cut = tiling(padded(v, itemsizes), itemsizes)
   if isinstance(cut, str):
     return cut
@@ -236,4 +240,4 @@ def _unknown(phi) -> set[str]:
   x = jnp.zeros((THREADS,), f32)
   fn = lambda consts, *args: tile.terms(phi, consts, *args)
   closed = jax.make_jaxpr(fn)(phi.constants(), x, x, x, x)
-  return lowerable.missing(closed.jaxpr)
+  return lowering.missing(closed.jaxpr)
