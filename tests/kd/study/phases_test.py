@@ -192,9 +192,7 @@ class PhaseTest(Workdir):
     second = study.run(made, self.workdir, "evaluate:")
     self.assertEqual(second["metric"], "nll")
     self.assertLen(second["arms"]["soft"]["reliability"]["count"], 5)
-    old, new = (
-      r["arms"]["soft"]["metrics"]["accuracy"] for r in (first, second)
-    )
+    scored = [r["arms"]["soft"]["metrics"]["accuracy"] for r in (first, second)]
     self.assertEqual(*scored)
     self.assertEqual(
       pathlib.Path(self.workdir, "metrics.jsonl").read_bytes(), steps
