@@ -127,8 +127,9 @@ def with_the_task(
       start = starts[group.signal["pool"]]
       transfer_sets.draw(group.signal, task, seeds, start)
     transfer_sets.check_stores(groups, task, starts)
-  # What evaluation reads whole is read now, so that no training is lost to it.
-  for split in (task.validation, task.test):
+  # What is read whole later is read now, so that no training is lost to it.
+  every = (task.train,) if task.resident else ()
+  for split in (*every, task.validation, task.test):
     split.arrays()
   return groups
 
