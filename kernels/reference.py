@@ -61,7 +61,7 @@ def distill_loss(
     else:
       lq = log_probs(z, temperature)
       lp = log_probs(logits(teacher, alive), temperature)
-    dead = jnp.maximum(lq, lp) < tile.DEAD  # see tile.terms
+    dead = jnp.maximum(lq, lp) < tile.DEAD  # see Phi.terms
     lq, lp = jnp.where(dead, -1.0, lq), jnp.where(dead, -1.0, lp)
     soft = temperature**2 * jnp.where(dead, 0, divergence(lq, lp)).sum(1)
   if labels is not None:

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
@@ -81,3 +82,23 @@ class Rows(NamedTuple):
 
   soft: Float[Array, "N"]
   hard: Float[Array, "N"]
+
+
+def operand_dtype(scores: Head | Logits):
+  """Returns the dtype of a head's GEMMs, or of given logits."""
+  if isinstance(scores, Logits):
+    return scores.values.dtype
+  return jnp.promote_types(scores.hidden.dtype, scores.kernel.dtype)
+
+
+def num_columns(scores: Head | Logits) -> int:
+  """Returns V, local under vocab_axis and padding columns included."""
+  if isinstance(scores, Logits):
+    return scores.values.shape[1]
+  return scores.kernel.shape[1]
+
+
+def num_rows(scores: Head | Logits) -> int:
+  if isinstance(scores, Logits):
+    return scores.values.shape[0]
+  return scores.hidden.shape[0]

@@ -10,7 +10,7 @@ numbers. N is such that [N, V] is beyond a TPU's VMEM: of smaller arrays XLA
 keeps copies there (its own cost_analysis then says 11 for 7, at N 256).
 
 What XLA makes of plain JAX's JSD for H100 is 18 or more: it keeps both
-logarithms in float32 (`xla.row_sums` keeps it from that).
+logarithms in float32 (`softmax.row_sums` keeps it from that).
 """
 
 import functools

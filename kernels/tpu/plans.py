@@ -20,11 +20,14 @@ from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import algebra, chunked, tile, xla
+from kernels import linear, tile, xla
+from kernels.phi import Phi
+from kernels.plan import Chunk, Plan, Spec
 from kernels.tpu import gemm
 from kernels.tpu.kernel import resident
+from kernels.tpu.parts import LANES, LN2, LOW, OUT, STATS, Kernel, padded
 from kernels.tpu.phases import phased
-from kernels.tpu.sweeps import LANES, LN2, LOW, OUT, STATS, Kernel, padded
+from kernels.types import Head
 
 f32 = jnp.float32
 MIB = 1 << 20
@@ -198,7 +201,7 @@ def call(kernel: Kernel, scalars, info, logits, dtype, alias: bool, interpret):
   )(*arrays)
 
 
-def silent_where_masked(phi: tile.Phi, consts, grad: bool) -> bool:
+def silent_where_masked(phi: Phi, consts, grad: bool) -> bool:
   """Whether phi and u are known to be nothing where both sides are masked."""
   if any(isinstance(c, Tracer) for c in consts):
     return False
@@ -217,8 +220,8 @@ def silent_where_masked(phi: tile.Phi, consts, grad: bool) -> bool:
 
 
 def dense_rows(
-  spec: chunked.Spec,
-  chunk: chunked.Chunk,
+  spec: Spec,
+  chunk: Chunk,
   dtype,
   *,
   alias: bool,
@@ -244,7 +247,7 @@ def dense_rows(
     grad=grad,
     guard=guard and spec.weighted,
     select=phi is not None and not silent_where_masked(phi, consts, grad),
-    linear=None if phi is None else algebra.linear(phi),
+    linear=None if phi is None else linear.coefficients(phi),
   )
   logits = [chunk.z_s] + ([] if phi is None else [chunk.teacher])
   itemsizes = [z.dtype.itemsize for z in logits]
@@ -294,7 +297,7 @@ def head_rule(n: int, v: int, student, teacher) -> int:
   last one costs as much as a full one.
   """
   del teacher
-  if not isinstance(student, chunked.Head):
+  if not isinstance(student, Head):
     return n
   most = max(256, 15 * (1 << 22) // v // 16 * 16)
   each = -(-n // -(-n // most))
@@ -319,15 +322,15 @@ def head_width(h: int, v: int) -> int:
 
 def plan(
   student, teacher, gen: Generation | None = None, interpret: Any = False, **kw
-) -> chunked.Plan:
+) -> Plan:
   """Returns the plan for a student.
 
   dz overwrites the logits of a Head, which nothing else sees. Given logits are
   mostly not ours to overwrite: XLA would copy them first, two more N V b than
   the third buffer costs. So they are left alone.
   """
-  head = isinstance(student, chunked.Head)
-  guard = not (head and isinstance(teacher, (chunked.Head, type(None))))
+  head = isinstance(student, Head)
+  guard = not (head and isinstance(teacher, (Head, type(None))))
   rows = functools.partial(
     dense_rows, alias=head, guard=guard, gen=gen, interpret=interpret, **kw
   )
@@ -346,7 +349,7 @@ def plan(
   )
 
 
-def by_platform(spec: chunked.Spec | None, student, teacher) -> dict | str:
+def by_platform(spec: Spec | None, student, teacher) -> dict | str:
   """Returns {"tpu": compiled, "cpu": interpreted}, see `api.select_plans`.
 
   What the kernel does not do runs in XLA on a TPU too, in the same chunks:
@@ -365,7 +368,7 @@ def by_platform(spec: chunked.Spec | None, student, teacher) -> dict | str:
   }
 
 
-def unsupported(spec: chunked.Spec | None) -> bool:
+def unsupported(spec: Spec | None) -> bool:
   if spec is None or spec.vocab_axis is not None:
     return True
   if spec.phi is None:

@@ -16,7 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kd import divergences
-from kernels import Head, Logits, algebra, distill_loss, tile, xla
+from kernels import Head, Logits, distill_loss, linear, xla
+from kernels.phi import Phi
 from kernels.tpu import plans
 from tests.kernels import oracle
 
@@ -92,7 +93,7 @@ class TpuTest(parameterized.TestCase):
     ("jeffreys", lambda lq, lp: (jnp.exp(lq) - jnp.exp(lp)) * (lq - lp)),
   )
   def test_linear_in_the_logs(self, name, phi):
-    self.assertEqual(algebra.linear(tile.Phi(phi)) is None, name == "jeffreys")
+    self.assertEqual(linear.coefficients(Phi(phi)) is None, name == "jeffreys")
     z, z_t, _, _ = problem(9, 555)
     want = oracle.loss((z,), (z_t,), phi, temperature=3.0)
     kw = dict(divergence=phi, temperature=3.0, implementation=plan(rows=8))
