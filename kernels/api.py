@@ -1,5 +1,6 @@
 """The public losses: what they mean, what they accept, where they run."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,8 @@ def distill_loss(
     weights: [N]; None means 1 / N each. A row of weight 0 counts for nothing,
       whatever it holds: NaN, infinities, labels out of range.
     labels: [N] ids; needed unless hard_weight is known to be 0. Traced labels
-      out of range make the loss NaN; concrete ones raise.
+      out of range make their rows and the loss NaN; concrete ones raise. So do
+      the ids of a TopK teacher that are out of range or twice in a row.
     hard_weight, soft_weight: scalars.
     implementation: "auto" follows the platform that is lowered for;
       "reference", "xla", "tpu", "gpu"; or a `plan.Plan`, for tuning:
@@ -78,7 +80,7 @@ def distill_loss(
   >>> print(f"{loss:.4f}")
   0.1438
   """
-  vocab_size = arguments.loss_arguments(
+  vocab_size = arguments.of_loss(
     student, teacher, divergence, temperature, weights, labels, hard_weight,
     soft_weight, vocab_axis,
   )  # fmt: skip
@@ -95,7 +97,10 @@ def distill_loss(
   )
   consts = lax.stop_gradient(consts)
   if labels is not None:
-    labels = jnp.asarray(labels).astype(jnp.int32)
+    labels = arguments.int32(labels, vocab_size)
+  if isinstance(teacher, TopK):
+    ids = arguments.int32(teacher.ids, vocab_size)
+    teacher = dataclasses.replace(teacher, ids=ids)
   if implementation == "reference":
     arguments.reference(vocab_axis)
     return reference.distill_loss(
@@ -156,9 +161,9 @@ def token_log_probs(
   -0.2877
   """
   z = head_or_logits
-  vocab_size = arguments.score_arguments(z, ids, temperature, vocab_axis)
+  vocab_size = arguments.of_scores(z, ids, temperature, vocab_axis)
   temperature = lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
-  ids = jnp.asarray(ids).astype(jnp.int32)
+  ids = arguments.int32(ids, vocab_size)
   valid = (ids >= 0) & (ids < vocab_size)
   safe = jnp.where(valid, ids, 0)
   if implementation == "reference":

@@ -104,11 +104,16 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
   alive = ops.weights != 0
   soft_scale = ops.weights * ops.soft_weight * ops.temperature
   hard_scale = ops.weights * ops.hard_weight
-  labels, bad = ops.labels, None
+  labels, bad_label = ops.labels, None
   if labels is not None:  # a label out of range shows as NaN
-    bad = alive & ((labels < 0) | (labels >= spec.vocab_size))
-    hard_scale = jnp.where(bad, jnp.nan, hard_scale)
+    bad_label = alive & ((labels < 0) | (labels >= spec.vocab_size))
+    hard_scale = jnp.where(bad_label, jnp.nan, hard_scale)
     labels = jnp.clip(labels, 0, spec.vocab_size - 1)
+  usable, bad_ids = alive, None
+  if is_topk:  # so does an id of the teacher
+    bad_ids = alive & ops.teacher.invalid(spec.vocab_size)
+    soft_scale = jnp.where(bad_ids, jnp.nan, soft_scale)
+    usable = alive & ~bad_ids
   zeros = jnp.zeros(n, f32)
   grads: Any = zero_gradient(student) if grad else None
   narrow = grad and isinstance(student, Head)
@@ -128,7 +133,7 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
     h, z_s = chunk_logits(student, *args)
     teacher = ops.teacher
     if isinstance(teacher, TopK):
-      teacher = mask_topk(jax.tree.map(read, teacher), alive_c)
+      teacher = mask_topk(jax.tree.map(read, teacher), read(usable))
     elif teacher is not None:
       teacher = chunk_logits(teacher, *args)[1]
     chunk = Chunk(
@@ -157,8 +162,10 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
     grads = dataclasses.replace(grads, kernel=dw.astype(jnp.bfloat16))
   soft = jnp.where(alive, ops.temperature**2 * soft, 0)
   hard = jnp.where(alive, hard, 0)
-  if bad is not None:
-    hard = jnp.where(bad, jnp.nan, hard)
+  if bad_ids is not None:
+    soft = jnp.where(bad_ids, jnp.nan, soft)
+  if bad_label is not None:
+    hard = jnp.where(bad_label, jnp.nan, hard)
   each = ops.soft_weight * soft + ops.hard_weight * hard
   loss = jnp.where(alive, ops.weights * each, 0).sum()
   # All plans must return the same types (on_platform): a constant hard term,
@@ -166,11 +173,11 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
   return vary((loss, Rows(soft, hard), grads), varying((student, ops)))
 
 
-def mask_topk(teacher: TopK, alive) -> TopK:
-  """Returns the chunk with harmless ids and log-probabilities in dead rows."""
+def mask_topk(teacher: TopK, usable) -> TopK:
+  """Returns the chunk with harmless ids and log-probabilities elsewhere."""
   k = jnp.arange(teacher.ids.shape[1], dtype=teacher.ids.dtype)
-  ids = jnp.where(alive[:, None], teacher.ids, k)
-  lp = jnp.where(alive[:, None], teacher.log_probs.astype(f32), 0)
+  ids = jnp.where(usable[:, None], teacher.ids, k)
+  lp = jnp.where(usable[:, None], teacher.log_probs.astype(f32), 0)
   return TopK(ids, jnp.maximum(lp, tile.FLOOR), teacher.tail)
 
 

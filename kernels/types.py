@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def _static(default):
@@ -57,6 +57,9 @@ class TopK:
 
   Attributes:
     ids: [N, K] int32, distinct within a row; global ids under `vocab_axis`.
+      Concrete ids out of range, or twice in a row, raise; a row with traced
+      ones is NaN. So a list of fewer than K ids is filled up with other ids, of
+      log-probability -inf.
     log_probs: [N, K], natural log-probabilities at the loss's temperature,
       normalised over all of V (so they sum to less than 1).
     tail: what stands for the V - K other ids.
@@ -70,6 +73,12 @@ class TopK:
   ids: Int[Array, "N K"]
   log_probs: Float[Array, "N K"]
   tail: Literal["bucket", "renormalize"] | str = _static("bucket")
+
+  def invalid(self, vocab_size: int) -> Bool[Array, "N"]:
+    """Returns which rows hold an id out of range, or one twice."""
+    ids = jnp.sort(self.ids, axis=1)
+    outside = (ids[:, 0] < 0) | (ids[:, -1] >= vocab_size)
+    return outside | (ids[:, 1:] == ids[:, :-1]).any(1)
 
 
 class Rows(NamedTuple):

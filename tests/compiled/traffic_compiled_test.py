@@ -6,7 +6,7 @@ Evidence of kind "compiled". Skipped without the compilers. About 60 s.
 from absl.testing import absltest, parameterized
 
 from kernels import topologies
-from kernels.report import traffic
+from kernels.report import gpu, traffic
 
 
 class TrafficCompiledTest(parameterized.TestCase):
