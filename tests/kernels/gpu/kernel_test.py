@@ -209,6 +209,8 @@ class ChoiceTest(parameterized.TestCase):
   def test_reasons(self):
     array = jnp.ones((1, 1024))
     self.assertIn("shape (1, 1024)", self.found(lambda q, p: array * (q - p)))
+    loop = lambda q, p: jax.lax.fori_loop(0, 3, lambda i, a: a + q, p)
+    self.assertIn("scan", self.found(loop))
     self.assertIn("lgamma", self.found(lambda q, p: jax.lax.lgamma(q) * p))
     self.assertIn("shared memory", self.found(v=1 << 20))
     with self.assertRaisesRegex(ValueError, "shared memory"):
