@@ -58,7 +58,7 @@ class Phi:
 
     An exp of lq or lp itself inside phi is replaced by q or p: exponentials are
     what these kernels spend their time on. (TPU v5e, JSD: 16.5 bundles per
-    1,024 pairs without, 9.5 with the replacement; ACCELERATORS.md.) Where phi
+    1,024 pairs without, 9.5 with the replacement, compiled.) Where phi
     is not robust they are floored at TINY, so that its author sees no 0 / 0.
     """
     q, p = self.floored(q, p)

@@ -1,8 +1,8 @@
 """Counts what one value_and_grad from logits moves through device memory.
 
-Bar 4 of issue 3, in units of N V b (b bytes per logit): our kernel (its floor
-is 3), our XLA implementation, plain JAX and optax, each compiled for a target
-that is not here. Evidence of kind "compiled".
+In units of N V b (b bytes per logit): our kernel (its floor is 3), our XLA
+implementation, plain JAX and optax, each compiled for a target that is not
+here. Evidence of kind "compiled".
 
 The programs hold no loops. Each of the entry computation's operations reads its
 [N, V] operands and writes its [N, V] results once; a gather alone reads N

@@ -1,4 +1,4 @@
-"""What value_and_grad from logits moves through HBM: bar 4 of issue 3.
+"""What value_and_grad from logits moves through HBM.
 
 Evidence of kind "compiled". Skipped without the compilers. About 60 s.
 """

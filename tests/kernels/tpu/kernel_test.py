@@ -264,6 +264,26 @@ class TpuTest(parameterized.TestCase):
       oracle.assert_close((values[i], grads[i]), (want[0], want[3][0]))
 
 
+class TableTest(absltest.TestCase):
+  def test_what_each_generation_takes_was_measured(self):
+    measured = plans.TABLE["measured"]
+    column = {name: i for i, name in enumerate(measured["columns"])}
+    found = {
+      (row[column["choice"]], *row[column["step"]]) for row in measured["rows"]
+    }
+    for name, gen in plans.GENERATIONS.items():
+      with self.subTest(name):
+        self.assertIn(("steps[1]", *gen.steps[1]), found)
+        self.assertIn(("steps[2]", *gen.steps[2]), found)
+        self.assertIn(("busy", *gen.busy), found)
+        self.assertIn(("second", *gen.second), found)
+
+  def test_devices(self):
+    self.assertEqual(plans.KINDS["TPU v5 lite"], "v5e")
+    self.assertEqual(plans.KINDS["TPU7x"], "tpu7x")
+    self.assertEqual(plans.UNKNOWN.vmem, 64 << 20)
+
+
 class RaceTest(absltest.TestCase):
   """Two interpreted cores share the rows of the "parallel" grid dimension."""
 
