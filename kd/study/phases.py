@@ -34,7 +34,6 @@ from kd.train.checkpoint import Checkpoints
 from kd.train.logs import Metrics
 
 PHASES = ("teacher", "label", "train", "evaluate", "report")
-MANY_CLASSES = 2**31 - 1  # where the task isn't known yet
 
 
 def log_devices() -> None:
@@ -68,9 +67,9 @@ def run(
   asks = answers.is_black_box(settings["teacher"])
   check.before_the_task(settings)
   teacher.check(settings["teacher"])
-  arms.group(settings["arms"], MANY_CLASSES, asks)
+  groups = arms.group(settings["arms"], black_box=asks)
   task = load(settings["task"])
-  groups = arms.group(settings["arms"], task.num_classes, asks)
+  arms.check_classes(groups, task.num_classes)
   teacher.check(settings["teacher"], task)
   for name, arm in settings["arms"].items():
     path = f"arms.{name}.signal.jitter"
@@ -140,6 +139,7 @@ class _Study:
     if last >= PHASES.index("label"):
       with self.clock.phase("label"):
         transfers = self.pools.transfers(self.groups)
+        self.groups = arms.bind(self.groups, transfers, self.task.num_classes)
     if last >= PHASES.index("train"):
       with self.clock.phase("train"):
         states = self._train(transfers)

@@ -171,23 +171,25 @@ def obtain(
     "train": section["train"],
     "signal": {"labelled": True, **place},
   }
-  (group,) = arms.group({ARM: arm}, task.num_classes)
+  groups = arms.group({ARM: arm}, task.num_classes)
   transfer = Transfer(
     inputs=task.train,
     signal=signals.of_labels(labels),
     rows=np.arange(count, dtype=np.int32)[None],
     jitter=section["train"]["jitter"],
   )
+  transfers = {transfer_of(arm["signal"]): transfer}
+  groups = arms.bind(groups, transfers, task.num_classes)
   setup = Setup(
     task=task,
-    transfers={transfer_of(arm["signal"]): transfer},
+    transfers=transfers,
     seeds=[section["seed"]],
     train=section["train"],
     eval_batch=batch,
   )
   os.makedirs(folder, exist_ok=True)
   checkpoints = Checkpoints(os.path.join(folder, "checkpoints"))
-  state = loop.fit([group], setup, checkpoints, on_log, on_resume)[ARM]
+  state = loop.fit(groups, setup, checkpoints, on_log, on_resume)[ARM]
   if state["diverged"][0]:
     raise UserError(
       f"teacher.train: the loss was not finite at step "
