@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd import divergences
-from kd.config import rules
+from kd.config import rules, sections
 from kd.errors import UserError
 from kd.objectives.reads import PARTS
 from kd.objectives.registry import OBJECTIVES, Keys
@@ -143,7 +143,7 @@ def _names(arm: Mapping[str, Any]) -> list[str]:
 
 def _own(arm: Mapping[str, Any]) -> dict[str, Any]:
   """Returns an arm's keys of the loss: the rest is how it trains."""
-  others = ("objective", "baseline", "overrides", *rules.ARM_SECTIONS)
+  others = ("objective", "baseline", "overrides", *sections.IN_ARMS)
   return {k: v for k, v in arm.items() if k not in others}
 
 
