@@ -2,7 +2,7 @@
 
 The parts of a signal that an objective's entry names in `reads`. `refuse` looks
 at the config alone; whether the examples that an arm draws have the part is
-known once the signal is there (kd.train.arms.bind).
+known once the signal is there (kd.train.coverage).
 """
 
 from collections.abc import Callable, Mapping

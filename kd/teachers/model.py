@@ -31,7 +31,7 @@ from kd.errors import UserError, brief
 from kd.models import functional
 from kd.parallel import mesh
 from kd.teachers import answers
-from kd.train import arms, loop
+from kd.train import arms, coverage, loop
 from kd.train.batches import Setup, Transfer, transfer_of
 from kd.train.checkpoint import Checkpoints
 
@@ -168,7 +168,7 @@ def obtain(
     jitter=section["train"]["jitter"],
   )
   transfers = {transfer_of(arm["signal"]): transfer}
-  groups = arms.bind(groups, transfers, task.num_classes)
+  groups = coverage.bind(groups, transfers, task.num_classes)
   setup = Setup(
     task=task,
     transfers=transfers,

@@ -11,18 +11,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from kd import divergences, models
-from kd.errors import UserError
 from kd.models.outputs import Outputs
 from kd.objectives import terms
 from kd.objectives.registry import OBJECTIVES
-from kd.signals import Labels, Samples, Signal
-from kd.train.batches import Transfer, transfer_of
+from kd.signals import Signal
 from kernels import distill_loss
 
 NO_TEACHER: dict[str, Any] = dict(
@@ -31,7 +28,6 @@ NO_TEACHER: dict[str, Any] = dict(
 # The classes from which on the kernels' loss is taken: docs/performance.md.
 FUSED_FROM = 32
 OPTIMIZER = ("learning_rate", "weight_decay", "momentum")  # arms' numbers
-AT_A_TIME = 4096  # rows of a signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Part:
     numbers: {key: [A]} for each term, `weight` among them.
     fused_from: the classes from which on the kernels' loss is taken.
     partial: for each term, whether some example of the transfer set may lack
-      what it reads; None, before `bind` has looked, where any may.
+      what it reads; None, before kd.train.coverage has looked, where any may.
   """
 
   names: tuple[str, ...]
@@ -189,76 +185,6 @@ def check_classes(groups: Sequence[Group], num_classes: int) -> None:
     for name, static in part.terms:
       path = f"arms.{part.names[0]}"
       terms.check_classes(path, name, static, num_classes)
-
-
-def bind(
-  groups: Sequence[Group],
-  transfers: Mapping[str, Transfer],
-  num_classes: int,
-) -> list[Group]:
-  """Looks at what the groups' transfer sets hold, once they are there.
-
-  Args:
-    groups: of `group`.
-    transfers: by the name that `transfer_of` gives a group's section.
-    num_classes: V of the task.
-
-  Returns:
-    The groups, whose parts know of which of their terms every row counts.
-
-  Raises:
-    UserError: for some seed, no example has what a term of an arm reads.
-  """
-  bound = []
-  for group in groups:
-    transfer = transfers[transfer_of(group.signal)]
-    signal = _on_host(transfer)
-    parts = []
-    for part in group.parts:
-      partial = []
-      for name, static in part.terms:
-        counts = _counts(name, static, signal, num_classes)
-        drawn = counts[transfer.rows - transfer.first]
-        reads = terms.reads(name, static)
-        # A live teacher's answers are not there yet.
-        known = not transfer.live or "truth" in reads
-        if known and not drawn.any(axis=-1).all():
-          raise UserError(
-            f"arms.{part.names[0]}: {name!r} reads {', '.join(reads)}, and "
-            f"none of the {drawn.shape[-1]} examples of its transfer set has "
-            f"{OBJECTIVES[name].needs}"
-          )
-        partial.append(not drawn.all())
-      parts.append(dataclasses.replace(part, partial=tuple(partial)))
-    bound.append(dataclasses.replace(group, parts=tuple(parts)))
-  return bound
-
-
-def _on_host(transfer: Transfer) -> Signal:
-  """Returns what decides which rows count, as numpy; of a live teacher, who
-  answers every row, an answer that has no order."""
-  signal = dataclasses.replace(transfer.signal, dense=None, entropy=None)
-  if transfer.live:
-    none = jnp.zeros((len(signal.truth.ids), 1), jnp.int32)
-    drawn = Samples(none, none.astype(jnp.float32))
-    answer = Labels(none[:, 0])
-    signal = dataclasses.replace(signal, answer=answer, samples=drawn)
-  return jax.tree.map(np.asarray, signal)
-
-
-def _counts(name, static, signal: Signal, num_classes: int) -> np.ndarray:
-  """Returns which rows of a signal have what a term learns from, bool [N]."""
-  rows = OBJECTIVES[name].rows
-  n = len(signal.truth.ids)
-  if rows is None:
-    return np.ones(n, bool)
-
-  def some(first):
-    few = jax.tree.map(lambda x: x[first : first + AT_A_TIME], signal)
-    return np.asarray(rows(few, num_classes, **static))
-
-  # A few at a time, since some compare a row's K samples with one another.
-  return np.concatenate([some(i) for i in range(0, n, AT_A_TIME)])
 
 
 def _gather(entries, kind) -> list[list]:

@@ -11,7 +11,7 @@ from kd.bench import training
 from kd.data.order import subset
 from kd.data.registry import load
 from kd.models import functional
-from kd.train import arms, batches, program
+from kd.train import arms, batches, coverage, program
 from kd.train.batches import Setup, Transfer, transfer_of
 
 
@@ -85,7 +85,7 @@ def study(
       jitter=section["jitter"],
       live=live if section["live"] else None,
     )
-  groups = arms.bind(groups, transfers, task.num_classes)
+  groups = coverage.bind(groups, transfers, task.num_classes)
   setup = Setup(
     task=task, transfers=transfers, seeds=list(seeds), train=resolved["train"]
   )
