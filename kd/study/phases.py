@@ -32,6 +32,7 @@ from kd.train import arms, loop, program
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
 from kd.train.logs import Metrics
+from kd.train.step import TrainState
 
 PHASES = ("teacher", "label", "train", "evaluate", "report")
 MANY_CLASSES = 2**31 - 1  # where the task isn't known yet
@@ -189,7 +190,7 @@ class _Study:
     finally:
       log.close()
 
-  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
+  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, TrainState]:
     settings = self.settings
     setup = Setup(
       task=self.task,
@@ -246,7 +247,7 @@ class _Study:
           "diverged": {
             str(seed): int(step)
             for seed, step in zip(
-              self.seeds, states[name]["diverged"], strict=True
+              self.seeds, states[name].diverged, strict=True
             )
             if step
           },

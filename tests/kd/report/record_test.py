@@ -55,7 +55,7 @@ class BenchTest(absltest.TestCase):
     hidden, arm = (8, 8), 2
     self.enterContext(absltest.mock.patch.object(training, "STEPS", 6))
     (state,), _ = training.in_one_program(hidden, "vmap")[0]()
-    kernel = state["params"]["head"]["kernel"][...][:, arm]  # [S, H, V]
+    kernel = state.params["head"]["kernel"][...][:, arm]  # [S, H, V]
     temperature = training.TEMPERATURES[arm]
     careful = training.careful_loop(hidden)(temperature)
     usual = training.nnx_loop(hidden)(temperature)
