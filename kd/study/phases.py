@@ -31,6 +31,7 @@ from kd.train import arms, coverage, loop, program
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
 from kd.train.logs import Metrics
+from kd.train.step import TrainState
 
 
 def run(
@@ -164,7 +165,7 @@ class _Study:
     finally:
       log.close()
 
-  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
+  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, TrainState]:
     settings = self.settings
     setup = Setup(
       task=self.task,
@@ -222,7 +223,7 @@ class _Study:
           "diverged": {
             str(seed): int(step)
             for seed, step in zip(
-              self.seeds, states[name]["diverged"], strict=True
+              self.seeds, states[name].diverged, strict=True
             )
             if step
           },

@@ -179,16 +179,14 @@ def obtain(
   os.makedirs(folder, exist_ok=True)
   checkpoints = Checkpoints(os.path.join(folder, "checkpoints"))
   state = loop.fit(groups, setup, checkpoints, on_log, on_resume)[ARM]
-  if state["diverged"][0]:
+  if state.diverged[0]:
     raise UserError(
       f"teacher.train: the loss was not finite at step "
-      f"{int(state['diverged'][0])}: lower teacher.train.learning_rate = "
+      f"{int(state.diverged[0])}: lower teacher.train.learning_rate = "
       f"{section['train']['learning_rate']}"
     )
-  chosen = state["best"] if section["select"] == "best" else state
-  weights = {
-    k: jax.tree.map(lambda x: x[0], chosen[k]) for k in ("params", "rest")
-  }
+  chosen = state.best if section["select"] == "best" else state.weights
+  weights = jax.tree.map(lambda x: x[0], chosen)
   checkpoints.close()
   # Without a teacher.json, weights here are those of a run that was killed.
   shutil.rmtree(os.path.join(folder, "weights"), ignore_errors=True)
