@@ -18,6 +18,7 @@ from kd import metrics
 from kd.data.task import Task
 from kd.models import functional
 from kd.train.arms import Group
+from kd.train.step import TrainState
 
 RECALLS_UP_TO = 100  # classes; with more, a recall for each is left out
 SHIFTS = np.round(np.arange(-15.0, 15.05, 0.1), 1)  # nats
@@ -133,7 +134,7 @@ def reliability(logits, labels, bins: int) -> dict[str, list]:
 
 def arm(
   group: Group,
-  state: Mapping[str, Any],
+  state: TrainState,
   task: Task,
   said: np.ndarray | None,
   *,
@@ -166,9 +167,8 @@ def arm(
     bins=bins,
     num_classes=task.num_classes,
   )
-  last = {k: state[k] for k in ("params", "rest")}
-  logits = logits_of(group, last, inputs, task, batch)
-  best = logits_of(group, state["best"], inputs, task, batch)
+  logits = logits_of(group, state.weights, inputs, task, batch)
+  best = logits_of(group, state.best, inputs, task, batch)
   rows = [score(x) for x in logits]
   for row, x in zip(rows, best, strict=True):
     row |= {
@@ -176,7 +176,7 @@ def arm(
     }
   if shift_classes:
     held, held_labels = task.validation.arrays()
-    held_logits = np.asarray(logits_of(group, last, held, task, batch))
+    held_logits = np.asarray(logits_of(group, state.weights, held, task, batch))
     for row, x, v in zip(rows, logits, held_logits, strict=True):
       shift = best_shift(v, held_labels, shift_classes)
       row["bias_shift"] = shift
@@ -184,9 +184,9 @@ def arm(
         f"{k}_shifted": value
         for k, value in score(shifted(x, shift, shift_classes)).items()
       }
-  for row, step in zip(rows, state["best_step"], strict=True):
+  for row, step in zip(rows, state.best_step, strict=True):
     row["best_step"] = step
-  stopped = np.asarray(state["diverged"]) > 0
+  stopped = np.asarray(state.diverged) > 0
   values = {
     key: [
       None if bad else _number(row[key])

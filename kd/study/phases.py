@@ -27,10 +27,11 @@ from kd.report import page
 from kd.study import check, transfer_sets, workdir
 from kd.study.check import PHASES
 from kd.teachers import answers, black_box, model
-from kd.train import arms, loop, program
+from kd.train import arms, coverage, loop, program
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
 from kd.train.logs import Metrics
+from kd.train.step import TrainState
 
 
 def run(
@@ -132,6 +133,7 @@ class _Study:
       return None
     with self.clock.phase("label"):
       transfers = self.pools.transfers(self.groups)
+      self.groups = coverage.bind(self.groups, transfers, self.task.num_classes)
     if last < PHASES.index("train"):
       return None
     with self.clock.phase("train"):
@@ -163,7 +165,7 @@ class _Study:
     finally:
       log.close()
 
-  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
+  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, TrainState]:
     settings = self.settings
     setup = Setup(
       task=self.task,
@@ -221,7 +223,7 @@ class _Study:
           "diverged": {
             str(seed): int(step)
             for seed, step in zip(
-              self.seeds, states[name]["diverged"], strict=True
+              self.seeds, states[name].diverged, strict=True
             )
             if step
           },

@@ -22,6 +22,7 @@ from kd.train import batches, program
 from kd.train.arms import Group
 from kd.train.batches import Setup
 from kd.train.checkpoint import Checkpoints
+from kd.train.step import TrainState
 
 # The forward pass of one run's batch from which on a run fills the machine
 # by itself, so that runs go one after another: docs/performance.md.
@@ -87,7 +88,7 @@ def fit(
   checkpoints: Checkpoints | None = None,
   on_log: Callable[[Log], None] = lambda log: None,
   on_resume: Callable[[int], None] = lambda step: None,
-):
+) -> dict[str, TrainState]:
   """Trains every run and returns the state by arm.
 
   Args:
@@ -101,8 +102,7 @@ def fit(
     on_resume: called once, with the step that training continues from.
 
   Returns:
-    {arm: {"params", "rest", "best", "best_step", "diverged"}}, each array
-    with the leading axis S.
+    {arm: its runs' state}, each array with the leading axis S.
   """
   one_by_one, why = fills_the_machine(groups, setup)
   if one_by_one:

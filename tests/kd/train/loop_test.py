@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 
 from kd.data.registry import load
 from kd.models import functional
-from kd.train import batches, loop, program
+from kd.train import batches, loop, program, step
 from kd.train.checkpoint import Checkpoints
 from tests.kd import small
 
@@ -68,7 +68,7 @@ class IndependenceTest(parameterized.TestCase):
   def test_arms_share_the_initialisation_and_seeds_differ(self):
     groups, setup = small.study(small.settings(ARMS))
     state = program.make_init(groups, setup)(np.arange(2, dtype=np.uint32))
-    kernels = [s["params"]["layers"][0]["kernel"][...] for s in state]
+    kernels = [s.params["layers"][0]["kernel"][...] for s in state]
     for kernel in kernels:  # [S, A, ...]
       np.testing.assert_array_equal(kernel[:, 0], kernels[0][:, 0])
       self.assertGreater(np.abs(kernel[0] - kernel[1]).max(), 0.01)
@@ -140,7 +140,7 @@ class LiveTest(absltest.TestCase):
     arms = {"one": arm, "two": {**arm, "temperature": 2.0}, "still": small.SOFT}
     losses = {}
     for runs in ("vmap", "map"):
-      with mock.patch.object(program, "_ask", wraps=program._ask) as ask:
+      with mock.patch.object(step, "ask", wraps=step.ask) as ask:
         losses[runs] = self.fit(arms, seed=5, runs=runs)
       self.assertEqual(ask.call_count, 1)  # traced into one scan
     for name in arms:
@@ -214,7 +214,7 @@ class ModeTest(parameterized.TestCase):
       student={"name": "cnn", "channels": (8,), "hidden": 0, "dropout": 0.1},
     )
     self.assertLess(losses["hard"][:, -5:].mean(), losses["hard"][:, 0].mean())
-    statistics = jax.tree.leaves(states["hard"]["rest"])
+    statistics = jax.tree.leaves(states["hard"].rest)
     self.assertNotEmpty(statistics)
     self.assertTrue(all(np.isfinite(x).all() for x in statistics))
 
@@ -224,12 +224,12 @@ class ModeTest(parameterized.TestCase):
       "import dataclasses\n"
       "from tests.kd import small\n"
       "from tests.kd.train.loop_test import FEW\n"
-      "from kd import train\n"
+      "from kd.train import loop\n"
       "groups, setup = small.study(small.settings(FEW), seeds=range(4))\n"
       "def losses(devices):\n"
       "  logs = []\n"
       "  s = dataclasses.replace(setup, devices=devices)\n"
-      "  train.fit(groups, s, None, logs.append)\n"
+      "  loop.fit(groups, s, None, logs.append)\n"
       "  return [x.arms[a]['loss'] for x in logs for a in sorted(x.arms)]\n"
       "np.testing.assert_allclose(losses(1), losses(4), rtol=1e-5, atol=1e-6)\n"
     )
@@ -249,10 +249,10 @@ class DivergenceTest(absltest.TestCase):
     self.assertEqual([g.names for g in groups], [("soft", "wild")])
     _, alone, _ = fit({"soft": small.SOFT})
     np.testing.assert_allclose(losses["soft"], alone["soft"], rtol=1e-5)
-    self.assertTrue((states["soft"]["diverged"] == 0).all())
-    stopped = np.asarray(states["wild"]["diverged"])
+    self.assertTrue((states["soft"].diverged == 0).all())
+    stopped = np.asarray(states["wild"].diverged)
     self.assertTrue(((stopped > 0) & (stopped < 40)).all())
-    for leaf in jax.tree.leaves(states["wild"]["params"]):
+    for leaf in jax.tree.leaves(states["wild"].params):
       self.assertTrue(np.isfinite(leaf).all())
 
 

@@ -9,20 +9,15 @@ from absl.testing import absltest, parameterized
 from kd import divergences
 from tests.kd import oracles
 
-CASES = (
-  ("forward_kl", None),
-  ("reverse_kl", None),
-  ("tvd", None),
-  *(("jsd", b) for b in (0.0, 1e-3, 0.1, 0.5, 1.0)),
-  *(("skew_kl", a) for a in (0.1, 0.9)),
-  ("skew_reverse_kl", 0.1),
-  *(("alpha_divergence", a) for a in (0.0, 1e-3, 0.5, 0.999, 1.0)),
-)
+CASES = [
+  (name, parameter)
+  for name, (_, parameters) in oracles.DIVERGENCES.items()
+  for parameter in parameters
+]
 KEYS = {
-  "jsd": "beta",
-  "skew_kl": "alpha",
-  "skew_reverse_kl": "alpha",
-  "alpha_divergence": "alpha",
+  name: parameter
+  for name, entry in divergences.DIVERGENCES.items()
+  for parameter in entry.parameters
 }
 
 
@@ -250,6 +245,9 @@ class DivergencesTest(oracles.TestCase):
     jaxpr = jax.make_jaxpr(derivative)(x, x)
     self.assertEmpty(jaxpr.consts)
     self.assertEmpty(set(_primitives(jaxpr.jaxpr)) - SIMPLE)
+
+  def test_every_entry_is_tested(self):
+    self.assertCountEqual(oracles.DIVERGENCES, divergences.DIVERGENCES)
 
   @parameterized.parameters(
     (("kl",), {}, "divergence 'kl' is unknown; accepted: alpha_divergence, f"),
