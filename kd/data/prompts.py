@@ -18,8 +18,8 @@ import numpy as np
 from kd.data import inputs, slices
 from kd.data.order import SPLIT, permutation
 from kd.data.task import PARTS, Split, Task, is_resident
-from kd.errors import UserError, why
-from kd.lines import lines
+from kd.errors import UserError
+from kd.lines import decode, lines
 
 SPLIT_NAME = "train"
 
@@ -113,18 +113,12 @@ def _read(path: str) -> list[Labelled]:
       "task.path is missing: task.name = 'prompts' needs a file of labelled "
       "prompts (kd/data/prompts.py)"
     )
-  decode = msgspec.json.Decoder(Labelled).decode
   examples = []
   for line in lines(path):
-    value = line.value
     try:
-      if value is None:
-        raise ValueError(line.fault)
-      as_row = isinstance(value, dict)
-      made = msgspec.convert(value, Labelled) if as_row else decode(value)
-    except ValueError as error:  # msgspec's errors are of this kind
-      raise UserError(f"{path}:{line.number}: {why(error)}") from error
-    examples.append(made)
+      examples.append(decode(line, Labelled))
+    except ValueError as error:
+      raise UserError(f"{path}:{line.number}: {error}") from error
   if not examples:
     raise UserError(f"{path}: no line, expected labelled prompts")
   return examples

@@ -153,14 +153,7 @@ def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
 
 def _accept(line: Line, seen: set[bytes]) -> Answers:
   """Returns a line's answers; raises ValueError with what is wrong."""
-  if line.value is None:
-    raise ValueError(line.fault)
-  if isinstance(line.value, dict):
-    found = answers.convert(line.value)
-  else:
-    if not line.value.strip():
-      raise ValueError("empty line")
-    found = answers.parse(line.value)
+  found = answers.of_line(line)
   digest = hashlib.blake2b(found.id.encode(), digest_size=8).digest()
   if digest in seen:
     raise ValueError(f"duplicate id: {found.id[:100]!r}")
