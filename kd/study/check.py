@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd.errors import UserError
-from kd.teachers import answers, filters
+from kd.teachers import answers, funnel
 
 
 def before_the_task(settings: Mapping[str, Any]) -> None:
   """Checks what the config alone tells."""
   asks = answers.is_black_box(settings["teacher"])
   for name, chain in settings["filters"].items():
-    filters.check(f"filters.{name}", chain, asks)
+    funnel.check(f"filters.{name}", chain, asks)
   for name, arm in settings["arms"].items():
     section = arm["signal"]
     if section["live"] and (section["filter"] or asks):

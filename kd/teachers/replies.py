@@ -82,9 +82,11 @@ def _read(reply: Any, count: int) -> Reply:
   choices = _field(reply, "choices")
   if isinstance(choices, list) and choices:
     if len(choices) != count:
-      words = f"{len(choices)} choices for n = {count}: try --one_by_one"
+      words = f"{len(choices)} choices for n = {count}"
+      if len(choices) < count:
+        words += ": try --one_by_one"
       return Reply(usage=usage, fault=words)
-    found = [_sample(choice) for choice in choices]
+    found = [_sample_or_why(choice) for choice in choices]
     return Reply(
       samples=[s for s in found if isinstance(s, Sample)],
       dropped=[s for s in found if isinstance(s, str)],
@@ -99,8 +101,16 @@ def _read(reply: Any, count: int) -> Reply:
   return Reply(usage=usage, fault=f"an answer of another form: {_brief(reply)}")
 
 
+def _sample_or_why(choice: Any) -> Sample | str:
+  """Returns a choice's sample, or why it is none; never the other choices'
+  loss."""
+  try:
+    return _sample(choice)
+  except (ValueError, OverflowError, RecursionError) as error:
+    return f"of another form: {why(error)}"
+
+
 def _sample(choice: Any) -> Sample | str:
-  """Returns a choice's sample, or why it is none."""
   message = _field(choice, "message")
   if not isinstance(message, dict):
     return f"of another form: {_brief(choice)}"
@@ -113,7 +123,8 @@ def _sample(choice: Any) -> Sample | str:
     return reason if text or not thoughts else f"{reason} while reasoning"
   if refusal := _refusal(message):
     return f"{REFUSED}: {refusal[:100]}"
-  trace = message.get("tool_calls") or None
+  calls = message.get("tool_calls")
+  trace = calls if isinstance(calls, list) and calls else None
   if not text and trace is None:
     return NO_TEXT
   sample = Sample(
@@ -122,9 +133,8 @@ def _sample(choice: Any) -> Sample | str:
     rationale=thoughts or None,
     trace=trace,
   )
-  # What is written must be what is read again.
-  msgspec.json.decode(msgspec.json.encode(sample), type=Sample)
-  return sample
+  # As it will be read again: a NaN in a trace is null.
+  return msgspec.json.decode(msgspec.json.encode(sample), type=Sample)
 
 
 def _content(content: Any) -> tuple[str, str]:

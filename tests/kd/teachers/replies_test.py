@@ -62,9 +62,9 @@ class ReadTest(parameterized.TestCase):
     if found.usage is not None:
       self.assertGreaterEqual(min(found.usage), 0)
     if found.samples:
-      line = msgspec.json.encode(Answers("q", "p", found.samples))
-      again = msgspec.json.encode(answers.of_line(Line(1, line)))
-      self.assertEqual(again, line)
+      made = Answers("q", "p", found.samples)
+      line = msgspec.json.encode(made)
+      self.assertEqual(answers.of_line(Line(1, line)), made)
     return found
 
   @parameterized.parameters(*((v,) for v in SCALARS), ([[]],), ({},))
@@ -102,8 +102,20 @@ class ReadTest(parameterized.TestCase):
       deep = [deep]
     for value in (deep, {"choices": deep}, reply(choice(deep))):
       self.assertIn("another form", self.check(value).fault)
+
+  def test_a_choice_that_cannot_be_written_is_not_the_others_loss(self):
     deep = json.loads("[" * 900 + "]" * 900)
-    self.check(reply(choice("a", message={"tool_calls": deep})))
+    unusual = choice("a", message={"tool_calls": deep})
+    found = self.check(reply(choice("b"), unusual), 2)
+    self.assertEqual(found.samples[0].text, "b")
+    self.assertLen(found.samples + found.dropped, 2)
+
+  def test_too_few_choices_and_too_many(self):
+    two = reply(choice("a"), choice("b"))
+    words = "2 choices for n = 3: try --one_by_one"
+    self.assertEqual(self.check(two, 3).fault, words)
+    self.assertEqual(self.check(two, 1).fault, "2 choices for n = 1")
+    self.assertEqual(self.check(reply(), 3).fault, "an answer without choices")
 
   @parameterized.parameters("stop", None, "eos", "tool_calls", 7)
   def test_reasons_to_stop_that_leave_an_answer(self, reason):
