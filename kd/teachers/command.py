@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -36,20 +37,30 @@ def run(main: Callable[[list[str]], int]) -> None:
     logging.set_verbosity(logging.INFO)
     return main(argv)
 
+  came: list[int] = []
+
+  def interrupt(number: int, frame: object) -> None:
+    del frame
+    came.append(number)
+    raise Interrupted(number)
+
   for number in SIGNALS:
-    signal.signal(number, _interrupt)
+    signal.signal(number, interrupt)
   try:
     app.run(guarded, flags_parser=parse)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
   except Interrupted as error:
-    words = str(error) or "nothing was done; the same command begins anew"
-    name = signal.Signals(error.number).name
-    print(f"interrupted ({name}): {words}", file=sys.stderr)
-    sys.exit(128 + error.number)
+    _leave(error)
+  except Exception:
+    if not came:
+      raise
+    _leave(Interrupted(came[0]))  # an import of C may turn it into another
 
 
-def _interrupt(number: int, frame: object) -> None:
-  del frame
-  raise Interrupted(number)
+def _leave(error: Interrupted) -> NoReturn:
+  words = str(error) or "nothing was done; the same command begins anew"
+  name = signal.Signals(error.number).name
+  print(f"interrupted ({name}): {words}", file=sys.stderr)
+  sys.exit(128 + error.number)

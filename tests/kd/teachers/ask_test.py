@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 from kd.errors import UserError
 from kd.teachers import ask, client, ingest
 from tests.kd.chat_server import Server, choice, reply
+from tests.kd.teachers.ingest_test import cpu_seconds
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 PRICE = dict(price_in=1e6, price_out=1e6)  # a dollar a token
@@ -482,7 +483,7 @@ class RefusalTest(Asking):
     ),
   )
   def test_from_the_command_line(self, arguments, words):
-    began = time.monotonic()
+    began = cpu_seconds()
     done = subprocess.run(
       [sys.executable, "-m", "kd.teachers.ask", *arguments],
       **dict(cwd=ROOT, capture_output=True, text=True),
@@ -490,7 +491,7 @@ class RefusalTest(Asking):
     self.assertEqual(done.returncode, 2, done.stderr)
     self.assertRegex(done.stderr, f"^error: {words}")
     self.assertLen(done.stderr.splitlines(), 1)
-    self.assertLess(time.monotonic() - began, 2.0)
+    self.assertLess(cpu_seconds() - began, 2.0)
 
   def test_it_needs_no_jax(self):
     code = "import sys, kd.teachers.ask; print('jax' in sys.modules)"
