@@ -57,9 +57,9 @@ def ask(path: str, out: str, to: Options) -> dict[str, Any]:
 
   Returns:
     {"answered", "given_up", "dropped", "left", "skipped", "usd", "stopped"}:
-    prompts of this run, samples that were none, prompts that were not asked,
-    those given up by an earlier run for what the same request would meet again,
-    dollars over all runs, and why the run stopped, or "".
+    prompts of this run; samples that were none; prompts that were not asked,
+    and those given up earlier for what the same request would meet again;
+    dollars over all runs; why prompts are left, or "".
 
   Raises:
     UserError: bad prompts or options, or an output of another kind, before any
@@ -93,12 +93,13 @@ def ask(path: str, out: str, to: Options) -> dict[str, Any]:
         f"{have} of {len(prompts)} prompts are answered in {out}; the same "
         "command goes on from there",
       )
+  left = len(waiting) - finished
   return {
     **made.counts,
-    "left": len(waiting) - finished,
+    "left": left,
     "skipped": len(missing) - len(waiting),
     "usd": ledger.usd,
-    "stopped": made.stopped,
+    "stopped": made.stopped or ("--spend_limit" if left else ""),
   }
 
 
@@ -145,7 +146,7 @@ def main(argv: list[str]) -> int:
   usd, stopped = made.pop("usd"), made.pop("stopped")
   print(f"{words(made)}; ${usd:.4f} in all")
   if stopped:
-    print(f"stopped: {stopped}", file=sys.stderr)
+    print(f"stopped by: {stopped}", file=sys.stderr)
   return 1 if made["given_up"] or made["left"] or made["skipped"] else 0
 
 

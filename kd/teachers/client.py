@@ -16,7 +16,7 @@ from typing import Any
 from absl import logging
 
 from kd.errors import UserError, why
-from kd.teachers import answers, command, replies
+from kd.teachers import command, replies
 from kd.teachers.answers import Answers, Prompt
 from kd.teachers.ledger import Ledger
 from kd.teachers.options import Options
@@ -174,19 +174,28 @@ class Run:
   async def _answers(
     self, prompt: Prompt, bill: Bill
   ) -> tuple[Answers, list[str]]:
-    """Returns a prompt's answers, and why its other choices are none."""
+    """Returns a prompt's answers, and why its other choices are none.
+
+    Raises:
+      GaveUp: there is no answer. One that was paid for is kept, whatever the
+        prompt's other requests meet.
+    """
     samples, dropped = [], []
     for _ in range(self._to.requests):
-      reply = await self._request(prompt)
+      try:
+        reply = await self._request(prompt)
+      except GaveUp as error:
+        if not samples:
+          raise
+        dropped.append(str(error))
+        break
       bill.add(reply.usage, self._to.most(prompt))
-      if reply.fault:
-        raise GaveUp(reply.fault)
       samples += reply.samples
-      dropped += reply.dropped
+      dropped += [reply.fault] if reply.fault else reply.dropped
     if not samples:
       raise GaveUp("; ".join(dict.fromkeys(dropped)))
-    made = Answers(prompt.id, prompt.prompt, samples, [], prompt.reference)
-    return answers.checked(made), dropped
+    found = Answers(prompt.id, prompt.prompt, samples, [], prompt.reference)
+    return found, dropped
 
   async def _request(self, prompt: Prompt) -> replies.Reply:
     """Posts one request until a try succeeds.

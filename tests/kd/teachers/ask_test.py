@@ -225,6 +225,21 @@ class AskTest(Asking):
     self.assertEqual(self.server.asked["lonely"], 3)
     self.assertLen(self.answers()["q0"].samples, 3)
 
+  @parameterized.parameters(
+    (reply(choice("half", finish_reason="length")), 3, 2),
+    (reply(), 3, 2),
+    ((400, "no", {}), 2, 1),
+    ((503, "no", {}), 5, 1),
+  )
+  def test_one_by_one_keeps_what_was_paid_for(self, said, requests, kept):
+    self.server.say["a"] = [reply(choice("1")), said, reply(choice("3"))]
+    if isinstance(said, tuple):  # and it goes on so
+      self.server.say["a"] = self.server.say["a"][:2]
+    counts = self.ask("a", one_by_one=True, samples=3)
+    self.assertEqual((counts["answered"], counts["dropped"]), (1, 1))
+    self.assertEqual(self.server.asked["a"], requests)
+    self.assertLen(self.answers()["q0"].samples, kept)
+
   def test_no_more_requests_at_once_than_allowed(self):
     self.server.seconds = 0.1
     self.ask(*map(str, range(12)), concurrency=3)
@@ -271,7 +286,7 @@ class MoneyTest(Asking):
     counts = self.ask(*texts, spend_limit=110.0, **options)
     # Money that is held is waited for: 20 + 20 + 20 + 62 are too much.
     self.assertEqual((counts["answered"], counts["usd"]), (3, 60.0))
-    self.assertEqual(counts["left"], 7)
+    self.assertEqual((counts["left"], counts["stopped"]), (7, "--spend_limit"))
     again = self.ask(*texts, spend_limit=110.0, **options)
     self.assertEqual((again["answered"], again["usd"]), (0, 60.0))
     more = self.ask(*texts, spend_limit=1000.0, **options)
