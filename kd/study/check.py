@@ -16,7 +16,7 @@ import jax
 from kd import models
 from kd.config import sections
 from kd.errors import UserError, brief
-from kd.teachers import answers, filters
+from kd.teachers import answers, funnel
 from kd.train import arms
 
 if TYPE_CHECKING:  # these take seconds to import
@@ -55,7 +55,7 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
   """
   asks = answers.is_black_box(settings["teacher"])
   for name, chain in settings["filters"].items():
-    filters.check(f"filters.{name}", chain, asks)
+    funnel.check(f"filters.{name}", chain, asks)
   groups = arms.group(settings["arms"], black_box=asks)
   for name, arm in settings["arms"].items():
     section = arm["signal"]
