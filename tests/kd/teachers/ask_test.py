@@ -410,7 +410,7 @@ class InterruptionTest(Asking):
     self.assertEqual(process.returncode, 130)
     self.assertEqual(
       words,
-      "interrupted (SIGINT): nothing was done; the same command begins anew\n",
+      "interrupted (SIGINT): nothing was done; give the same command again\n",
     )
 
 

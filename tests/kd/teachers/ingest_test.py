@@ -223,7 +223,7 @@ class RefusalTest(Folder):
       name = signal.Signals(number).name
       self.assertEqual(
         words.splitlines()[-1],
-        f"interrupted ({name}): nothing was done; the same command begins anew",
+        f"interrupted ({name}): nothing was done; give the same command again",
       )
       self.assertNotIn("Traceback", words)
       self.assertEqual(os.listdir(self.root), ["b.jsonl"])
