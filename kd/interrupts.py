@@ -22,12 +22,18 @@ def say(words: Callable[[], str]) -> None:
 def watch() -> None:
   """Ends the process with 128 + its number when one of the signals comes.
 
-  To be called before any other thread begins.
+  The handler in C writes the number, whatever Python is doing; a thread reads
+  it, which needs no turn of the main thread.
   """
-  signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+  heard, told = os.pipe()
+  os.set_blocking(told, False)
+  signal.set_wakeup_fd(told)
+  for number in SIGNALS:
+    if signal.getsignal(number) is not signal.SIG_IGN:
+      signal.signal(number, lambda number, frame: None)
 
   def wait() -> None:
-    number = signal.sigwait(SIGNALS)
+    number = os.read(heard, 1)[0]
     name = signal.Signals(number).name
     print(f"stopped by {name}: {_says[0]()}", file=sys.stderr, flush=True)
     os._exit(128 + number)

@@ -16,8 +16,8 @@ import msgspec
 from kd.data.inputs import text_form
 from kd.data.memory import path_of, task_of
 from kd.data.task import Task
-from kd.errors import UserError, why
-from kd.lines import lines
+from kd.errors import UserError
+from kd.lines import decode, lines
 
 
 class Labelled(msgspec.Struct):
@@ -53,18 +53,12 @@ def load(task: Mapping[str, Any]) -> Task:
 
 
 def _read(path: str) -> list[Labelled]:
-  decode = msgspec.json.Decoder(Labelled).decode
   examples = []
   for line in lines(path):
-    value = line.value
     try:
-      if value is None:
-        raise ValueError(line.fault)
-      as_row = isinstance(value, dict)
-      made = msgspec.convert(value, Labelled) if as_row else decode(value)
-    except ValueError as error:  # msgspec's errors are of this kind
-      raise UserError(f"{path}:{line.number}: {why(error)}") from error
-    examples.append(made)
+      examples.append(decode(line, Labelled))
+    except ValueError as error:
+      raise UserError(f"{path}:{line.number}: {error}") from error
   if not examples:
     raise UserError(f"{path}: no line, expected labelled prompts")
   return examples

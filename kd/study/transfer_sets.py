@@ -19,7 +19,7 @@ from kd.data.task import SAMPLE, Task
 from kd.errors import UserError
 from kd.signals import label, store
 from kd.study import workdir
-from kd.teachers import black_box, filters
+from kd.teachers import black_box, funnel
 from kd.teachers import model as teachers
 from kd.train import arms
 from kd.train.batches import Live, Transfer, transfer_of
@@ -97,8 +97,8 @@ class Pools:
     """Returns a pool's signal, and which rows its filter kept (None: all)."""
     chain = self.settings["filters"].get(pool["filter"], ())
     if self.box:
-      made, kept, funnel = black_box.signal(self.box, chain, pool)
-      self.funnels[pool["filter"] or "none"] = funnel
+      made, kept, counts = black_box.signal(self.box, chain, pool)
+      self.funnels[pool["filter"] or "none"] = counts
       return made, kept
     if live:
       return self._truth(pool, start), None
@@ -113,8 +113,8 @@ class Pools:
     assert isinstance(made.dense, signals.Dense)  # kd.config sees to it
     probs = np.asarray(jax.nn.softmax(made.dense.logits))
     truth = np.asarray(made.truth.ids)
-    kept, funnel = filters.keep(probs, truth, self.task.class_names, chain)
-    self.funnels[pool["filter"]] = funnel
+    kept, counts = funnel.keep(probs, truth, self.task.class_names, chain)
+    self.funnels[pool["filter"]] = counts
     return made, kept
 
   def _truth(self, pool: Mapping[str, Any], start: int) -> signals.Signal:

@@ -26,7 +26,7 @@ from kd.data.memory import InMemory
 from kd.data.task import PARTS, Task, is_resident
 from kd.errors import UserError, brief
 from kd.signals import Labels, Samples, Signal
-from kd.teachers import answers, filters, ingest, targets
+from kd.teachers import answers, funnel, ingest, targets
 from kd.teachers.answers import Answers, Sample
 from kd.teachers.model import Teacher, first_unseen
 
@@ -121,8 +121,8 @@ def load(folder: str, task: Task, extract: str = "") -> BlackBox:
   Args:
     folder: of kd.teachers.ingest.
     task: of texts; its class names are the answers that count.
-    extract: a regular expression whose first group is the answer in a longer
-      text; "" takes the text.
+    extract: a regular expression whose first group, or all of it where that
+      takes no part, is the answer in a longer text; "" takes the text.
 
   Raises:
     UserError: the task has no texts, its class names are alike, the store is
@@ -140,7 +140,7 @@ def load(folder: str, task: Task, extract: str = "") -> BlackBox:
   asked: list[Answers] = []
   votes = {k: np.full(len(of), -1, np.int32) for k, of in texts.items()}
   for example in ingest.read(folder):
-    example = _extracted(example, extract)
+    example = extracted(example, extract)
     held = [k for k in places if example.key in places[k]]
     for part in held:
       votes[part][places[part][example.key]] = _vote(example, classes)
@@ -208,8 +208,8 @@ def signal(
   rejected: list[list[int]] = [[] for _ in range(n)]
   row_of = {a.id: i for i, a in enumerate(box.asked)}
   asked = (msgspec.structs.replace(a, samples=a.samples[:k]) for a in box.asked)
-  kept, funnel = filters.run(asked, chain, box.evaluation)
-  closed = filters.entry("closed set")
+  kept, counts = funnel.run(asked, chain, box.evaluation)
+  closed = funnel.entry("closed set")
 
   def known(example: Answers) -> Answers | None:
     inside = [s for s in example.samples if _class(box, s.text) >= 0]
@@ -217,7 +217,7 @@ def signal(
 
   for example in kept:
     row = row_of[example.id]
-    example = filters.apply(known, example, closed)
+    example = funnel.apply(known, example, closed)
     if example is None:
       continue
     m = len(example.samples)
@@ -239,7 +239,29 @@ def signal(
     samples=Samples(*map(jnp.asarray, (ids, *numbers))),
     rejected=jnp.asarray(np.array(worse, np.int32).reshape(n, width)),
   )
-  return made, answer >= 0, [*funnel, closed]
+  return made, answer >= 0, [*counts, closed]
+
+
+def extracted(example: Answers, extract: str) -> Answers:
+  """Returns an example whose texts are the answers found in them."""
+  if not extract:
+    return example
+  pattern = re.compile(extract, re.DOTALL)
+
+  def inner(text: str) -> str:
+    match = pattern.search(text)
+    if match is None:
+      return text
+    group = match[1] if pattern.groups else None
+    return match[0] if group is None else group
+
+  return msgspec.structs.replace(
+    example,
+    samples=[
+      msgspec.structs.replace(s, text=inner(s.text)) for s in example.samples
+    ],
+    rejected=[inner(text) for text in example.rejected],
+  )
 
 
 def _is_held_out(example: Answers) -> bool:
@@ -252,25 +274,6 @@ def _positions(texts: Sequence[str]) -> dict[str, list[int]]:
   for i, text in enumerate(texts):
     found.setdefault(Answers("", text, []).key, []).append(i)
   return found
-
-
-def _extracted(example: Answers, extract: str) -> Answers:
-  """Returns an example whose texts are the answers found in them."""
-  if not extract:
-    return example
-  pattern = re.compile(extract, re.DOTALL)
-
-  def inner(text: str) -> str:
-    match = pattern.search(text)
-    return match[pattern.groups and 1] if match else text
-
-  return msgspec.structs.replace(
-    example,
-    samples=[
-      msgspec.structs.replace(s, text=inner(s.text)) for s in example.samples
-    ],
-    rejected=[inner(text) for text in example.rejected],
-  )
 
 
 def _vote(example: Answers, classes: Mapping[str, int]) -> int:

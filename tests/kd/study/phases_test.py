@@ -192,16 +192,14 @@ class PhaseTest(Workdir):
     second = study.run(made, self.workdir, "evaluate:")
     self.assertEqual(second["metric"], "nll")
     self.assertLen(second["arms"]["soft"]["reliability"]["count"], 5)
-    old, new = (
-      r["arms"]["soft"]["metrics"]["accuracy"] for r in (first, second)
-    )
+    scored = [r["arms"]["soft"]["metrics"]["accuracy"] for r in (first, second)]
     self.assertEqual(*scored)
     self.assertEqual(
       pathlib.Path(self.workdir, "metrics.jsonl").read_bytes(), steps
     )
     self.assertEqual(study.run(made, self.workdir)["metric"], "nll")
     made.train.steps = 41
-    with self.assertRaisesRegex(UserError, "another study: train.steps = 40"):
+    with self.assertRaisesRegex(UserError, "another study: .*train.steps = 40"):
       study.run(made, self.workdir, "evaluate:")
 
   def test_the_command_is_that_of_the_whole_study(self):
@@ -230,7 +228,7 @@ class DamagedInputTest(Workdir):
       UserError, rf"task.{part} = .*: the input of example 7 is not finite"
     ):
       study.run(made, self.workdir)
-    self.assertFalse(os.path.exists(os.path.join(self.workdir, "teacher")))
+    self.assertFalse(os.path.exists(self.workdir))
 
   @parameterized.parameters("", "{}", "[]", "null", '{"model": {}}')
   def test_a_teachers_description(self, text):

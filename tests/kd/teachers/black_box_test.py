@@ -11,6 +11,7 @@ from kd import config, study
 from kd.data.registry import load
 from kd.errors import UserError
 from kd.teachers import black_box, ingest
+from kd.teachers.answers import Answers, Sample
 
 WORDS = {"Billing": "invoice refund", "Login": "password", "Other": "weather"}
 NAMES = list(WORDS)
@@ -138,6 +139,20 @@ class BlackBoxTest(parameterized.TestCase):
     self.options.teacher.extract = ""
     with self.assertRaisesRegex(UserError, "teacher.path: .* teacher.extract"):
       self.run_study("other")
+
+  @parameterized.parameters(
+    (r"label: (\w+)|none", "I think. label: Login!", "Login"),
+    (r"(yes)?Login", "Login", "Login"),  # the group takes no part
+    (r"(a)|(Login)", "so Login.", "Login"),
+    (r"Log\w+", "so Login.", "Login"),
+    (r"label: (\w*)", "label: .", ""),
+    (r"nowhere", "Login", "Login"),
+  )
+  def test_what_is_extracted(self, extract, said, expected):
+    one = Answers("q", "p", [Sample(said)], rejected=[said])
+    found = black_box.extracted(one, extract)
+    self.assertEqual(found.samples[0].text, expected)
+    self.assertEqual(found.rejected, [expected])
 
   def test_a_filter_is_an_axis(self):
     rows = [answered(i) for i in range(90, 200)]
