@@ -120,16 +120,26 @@ def bind(group, transfer):
   return bound
 
 
-def losses(parts, signal, student=STUDENT):
-  """Returns each part's loss and gradients, in one program."""
+def losses(parts, signal=SIGNAL):
+  """Returns each part's loss and gradients on a batch."""
+  return losses_of([(part, STUDENT, signal) for part in parts])
 
-  def one(part, student):
+
+def losses_of(cases):
+  """Returns the same of (part, student, signal), all in one program."""
+
+  def one(part, student, signal):
     numbers = jax.tree.map(lambda x: x[0], part.numbers)
     fn = lambda s: part.loss(s, signal, numbers)
     value, slope = jax.value_and_grad(fn)(student)
     return value, slope.hidden, slope.kernel, slope.bias
 
-  return jax.jit(lambda s: [one(part, s) for part in parts])(student)
+  students, batches = zip(*((s, b) for _, s, b in cases), strict=True)
+  return jax.jit(
+    lambda *args: [
+      one(part, *given) for (part, *_), *given in zip(cases, *args, strict=True)
+    ]
+  )(students, batches)
 
 
 def paths(part):
@@ -137,38 +147,40 @@ def paths(part):
   return [dataclasses.replace(part, fused_from=v) for v in (V + 1, 2)]
 
 
+def batch_of(rows):
+  """Returns (student, signal) of some rows."""
+  at = jnp.asarray(rows)
+  student = Outputs(STUDENT.hidden[at], STUDENT.kernel, STUDENT.bias)
+  return student, SIGNAL.at(at)
+
+
 class RowsThatCountTest(parameterized.TestCase):
   def test_the_loss_is_the_mean_over_rows_that_have_what_it_reads(self):
-    parts, expected = [], []
-    for arm, rows in ARMS.values():
-      part = group_of(arm).parts[0]
-      parts += paths(part)
-      if rows is not None:
-        whole = dataclasses.replace(part, partial=(False,))
-        at = jnp.asarray(rows)
-        student = Outputs(STUDENT.hidden[at], STUDENT.kernel, STUDENT.bias)
-        expected.append((whole, SIGNAL.at(at), student, rows))
-    found = losses(parts, SIGNAL)
+    cases = []
+    whole = {name: rows for name, (_, rows) in ARMS.items() if rows}
+    for name, rows in whole.items():
+      part = group_of(ARMS[name][0]).parts[0]
+      cases += [(p, STUDENT, SIGNAL) for p in paths(part)]
+      # The plain mean of a batch that has those rows alone.
+      part = dataclasses.replace(part, partial=(False,))
+      cases.append((part, *batch_of(rows)))
+    found = losses_of(cases)
     chex.assert_tree_all_finite(found)
-    names = [name for name, (_, rows) in ARMS.items() if rows is not None]
-    for i, (name, (whole, signal, student, rows)) in enumerate(
-      zip(names, expected, strict=True)
-    ):
-      (some,) = losses([whole], signal, student)
+    for i, (name, rows) in enumerate(whole.items()):
+      by_formula, by_kernels, few = found[3 * i : 3 * i + 3]
       hidden = np.zeros((B, H), np.float32)
-      hidden[rows] = some[1]
-      for j in (2 * i, 2 * i + 1):
-        with self.subTest(name, fused=j % 2):
-          chex.assert_trees_all_close(
-            found[j], (some[0], hidden, *some[2:]), rtol=1e-4, atol=1e-6
-          )
+      hidden[rows] = few[1]
+      expected = few[0], hidden, *few[2:]
+      for way, values in (("formula", by_formula), ("kernels", by_kernels)):
+        with self.subTest(name, way=way):
+          chex.assert_trees_all_close(values, expected, rtol=1e-4, atol=1e-6)
 
   def test_each_term_of_a_sum_has_rows_of_its_own(self):
     arm, _ = ARMS["sum"]
-    found = losses(paths(group_of(arm).parts[0]), SIGNAL)
+    found = losses(paths(group_of(arm).parts[0]))
     hard, _ = ARMS["truth"]
     soft = {**small.SOFT, "temperature": 2.0, "divergence": "tvd"}
-    alone = losses([group_of(a).parts[0] for a in (hard, soft)], SIGNAL)
+    alone = losses([group_of(a).parts[0] for a in (hard, soft)])
     expected = jax.tree.map(lambda a, b: 0.5 * a + 2.0 * b, *alone)
     for values in found:
       chex.assert_trees_all_close(values, expected, rtol=1e-4, atol=1e-6)
@@ -185,18 +197,13 @@ class RowsThatCountTest(parameterized.TestCase):
     chex.assert_trees_all_equal(found, jax.tree.map(jnp.zeros_like, found))
 
   def test_where_every_row_counts_the_mean_is_the_plain_one(self):
-    rows = jnp.array([0, 0, 1])
-    signal = SIGNAL.at(rows)
-    student = Outputs(STUDENT.hidden[rows], STUDENT.kernel, STUDENT.bias)
-    parts = [
-      group_of(ARMS[n][0]).parts[0] for n in ("answer", "best", "pairwise")
-    ]
-    unknown = [p for part in parts for p in paths(part)]
-    known = [dataclasses.replace(p, partial=(False,)) for p in unknown]
-    chex.assert_trees_all_close(
-      *(losses(p, signal, student) for p in (unknown, known)),
-      rtol=1e-5, atol=1e-7,
-    )  # fmt: skip
+    batch, cases = batch_of([0, 0, 1]), []
+    for name in ("answer", "best", "pairwise"):
+      for part in paths(group_of(ARMS[name][0]).parts[0]):
+        known = dataclasses.replace(part, partial=(False,))
+        cases += [(part, *batch), (known, *batch)]
+    found = losses_of(cases)
+    chex.assert_trees_all_close(found[::2], found[1::2], rtol=1e-5, atol=1e-7)
 
 
 class TransferTest(parameterized.TestCase):
