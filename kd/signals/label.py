@@ -129,12 +129,17 @@ def label(folder: str, plan: Plan) -> None:
   if own == 0:
     _begin(partial, plan)
   hosts.wait_for_all(f"{folder} begun")
-  shards = plan.shards()
   if not store.exists(partial):
-    for i, (name, first, end) in enumerate(shards):
+    left = [
+      shard
+      for shard in plan.shards()[own :: jax.process_count()]
+      if not os.path.exists(os.path.join(partial, f"{shard[0]}.json"))
+    ]
+    if left:
+      examples = sum(end - first for _, first, end in left)
+      logging.info("labelling %d examples into %s; compiling", examples, folder)
+    for name, first, end in left:
       path = os.path.join(partial, name)
-      if i % jax.process_count() != own or os.path.exists(f"{path}.json"):
-        continue
       errors: list[dict[str, Any]] = []
       parts = _parts(plan, first, end, errors)
       about = store.write_shard(path, plan.schema, parts)

@@ -21,14 +21,14 @@ from absl import logging
 from kd import config, files
 from kd.data.registry import load
 from kd.data.task import Task
-from kd.errors import UserError, brief, why
+from kd.errors import UserError, brief, memory, why
 from kd.evaluate import cost, scores, stats
 from kd.report import page
 from kd.signals import label
 from kd.study import check, transfer_sets, workdir
 from kd.teachers import answers, black_box
 from kd.teachers import model as teacher
-from kd.train import arms, loop, program
+from kd.train import arms, batches, loop, program
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
 from kd.train.logs import Metrics
@@ -80,6 +80,10 @@ def run(
   if asks:
     black_box.check(task)
   _check_evaluate(settings, task, asks)
+  batches.check_size("train", settings["train"], settings["seeds"], task)
+  own = settings["teacher"]
+  if not own["path"] and not own["pretrained"]:
+    batches.check_size("teacher.train", own["train"], 1, task)
   seeds = [settings["seed"] + s for s in range(settings["seeds"])]
   if not asks:  # or else what there is to draw from isn't known yet
     starts = transfer_sets.first_rows(settings, task)
@@ -139,13 +143,13 @@ class _Study:
       self.settings, self.task, self.seeds, self.folder, self.teacher, self.box
     )
     if last >= PHASES.index("label"):
-      with self.clock.phase("label"):
+      with self.clock.phase("label"), self._memory("labelling"):
         transfers = self.pools.transfers(self.groups)
     if last >= PHASES.index("train"):
       with self.clock.phase("train"):
         states = self._train(transfers)
     if last >= PHASES.index("evaluate"):
-      with self.clock.phase("evaluate"):
+      with self.clock.phase("evaluate"), self._memory("evaluating"):
         results = self._evaluate(states, transfers)
         times = self._latency(results, states)
       results["provenance"] = self._provenance() | {"latency_seconds": times}
@@ -153,6 +157,11 @@ class _Study:
     if last >= PHASES.index("report"):
       logging.info("report: %s", page.write(self.folder))
     return results
+
+  def _memory(self, doing: str, lower: Mapping[str, int] | None = None):
+    """Says what to lower where memory runs out."""
+    batch = {"evaluate.batch_size": self.batch}
+    return memory(doing, {**(lower or {}), **batch})
 
   def _require(self, first: int) -> None:
     """Raises UserError unless the phases before `first` have been run."""
@@ -178,15 +187,18 @@ class _Study:
     steps = self.settings["teacher"]["train"]["steps"]
     seeds = [self.settings["teacher"]["seed"]]
     log = Metrics(self.folder, seeds, steps, "teacher", write=False)
+    size = self.settings["teacher"]["train"]["batch_size"]
+    lower = {"teacher.train.batch_size": size}
     try:
-      return teacher.obtain(
-        self.settings["teacher"],
-        self.task,
-        os.path.join(self.folder, "teacher"),
-        batch=self.batch,
-        on_log=log,
-        on_resume=log.resume,
-      )
+      with self._memory("training the teacher", lower):
+        return teacher.obtain(
+          self.settings["teacher"],
+          self.task,
+          os.path.join(self.folder, "teacher"),
+          batch=self.batch,
+          on_log=log,
+          on_resume=log.resume,
+        )
     finally:
       log.close()
 
@@ -204,8 +216,10 @@ class _Study:
       os.path.join(self.folder, "checkpoints"), settings["train"]["keep"]
     )
     log = Metrics(self.folder, self.seeds, settings["train"]["steps"], "train")
+    lower = {"train.batch_size": settings["train"]["batch_size"]}
     try:
-      return loop.fit(self.groups, setup, checkpoints, log, log.resume)
+      with self._memory("training", {**lower, "seeds": len(self.seeds)}):
+        return loop.fit(self.groups, setup, checkpoints, log, log.resume)
     finally:
       log.close()
       checkpoints.close()
