@@ -33,7 +33,7 @@ def why(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def memory(what: str, lower: Mapping[str, Any]) -> Generator[None]:
+def out_of_memory(what: str, lower: Mapping[str, Any]) -> Generator[None]:
   """Says what to lower where memory, the device's or the host's, runs out.
 
   Args:

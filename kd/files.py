@@ -7,21 +7,27 @@ import pathlib
 import zlib
 from typing import Any
 
-from kd.errors import UserError
-from kernels import markdown
+from kd.errors import UserError, why
+from kernels.bench import markdown
 
 
 def write_text(path: str, text: str) -> None:
   """Writes a text beside `path` and renames it, so that no reader sees half.
 
   The text is on the disk when this returns.
+
+  Raises:
+    UserError: it cannot be written.
   """
   scratch = f"{path}.tmp"
-  with open(scratch, "w", encoding="utf-8") as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(scratch, path)
+  try:
+    with open(scratch, "w", encoding="utf-8") as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(scratch, path)
+  except OSError as error:
+    raise UserError(f"{path}: cannot be written ({why(error)})") from error
 
 
 def write_json(path: str, value: Any) -> None:
@@ -63,7 +69,7 @@ def package_folder(name: str) -> pathlib.Path | None:
 
 
 def replace_section(path: str, name: str, body: str) -> None:
-  """As kernels.markdown.replace_section.
+  """As kernels.bench.markdown.replace_section.
 
   Raises:
     UserError: the file or the marks are missing.

@@ -5,7 +5,7 @@ exponentials of the first pass are kept for q and p; a chunk sits in cache and
 exp is what costs. `stash=False` (accelerators): max and sum of student and
 teacher in one variadic lax.reduce and nothing kept; memory traffic is what
 costs: 7 N V b in three sweeps (statistics; D and U = sum u; dz), labels and
-all, where plain JAX takes 9 to 12 (compiled for TPU: kernels.report_traffic).
+all, where plain JAX takes 9 to 12 (compiled for TPU: kernels.report.traffic).
 5 is what forward KL alone can do, for which U is known to be -1. On this CPU
 the variadic reduce takes 6.9 ms per 2.1M elements, max and a stashed exp with
 its sum 0.56 ms.
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import scan, tile
+from kernels import chunked, tile
 
 f32 = jnp.float32
 LANES = 256  # of the first level of a sum
@@ -321,11 +321,11 @@ def in_blocks(rows, spec, chunk, dtype):
   dz = None
   if dtype is not None:
     dz = chunk.z_s if in_place else jnp.zeros((c, v), dtype)
-  init = scan.vary((zeros, zeros, dz), scan.varying(chunk))
+  init = chunked.vary((zeros, zeros, dz), chunked.varying(chunk))
 
   def body(carry, start, fresh):
     del fresh
-    read, write = scan.at(start, block, c)
+    read, write = chunked.at(start, block, c)
     # The barrier makes XLA copy the block. Otherwise its consumers read the
     # whole carry, and the update in place becomes a copy of [C, V] per block.
     z_s, teacher = lax.optimization_barrier(
@@ -345,7 +345,7 @@ def in_blocks(rows, spec, chunk, dtype):
       for old, x in zip(carry, new, strict=True)
     )
 
-  return scan.over_chunks(c, block, body, init)
+  return chunked.over_chunks(c, block, body, init)
 
 
 def cpu_rule(n: int, v: int, student, teacher) -> int:
@@ -379,7 +379,7 @@ def accelerator_rule(n: int, v: int, student, teacher) -> int:
   Given logits are not chunked: their gradient has their size anyway.
   """
   del teacher
-  if not isinstance(student, scan.Head):
+  if not isinstance(student, chunked.Head):
     return n
   return max(256, (1 << 26) // v // 128 * 128)
 
@@ -389,14 +389,14 @@ def _rows(rows, stash: bool):
   return functools.partial(in_blocks, rows) if stash else rows
 
 
-CPU = scan.Plan(
+CPU = chunked.Plan(
   rows=_rows(dense_rows, True),
   topk_rows=_rows(topk_rows, True),
   rule=cpu_rule,
   width=cpu_width,
   stash=True,
 )
-ACCELERATOR = scan.Plan(
+ACCELERATOR = chunked.Plan(
   rows=_rows(dense_rows, False),
   topk_rows=_rows(topk_rows, False),
   rule=accelerator_rule,

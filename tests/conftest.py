@@ -3,7 +3,8 @@
 import os
 import pathlib
 
-CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+HOME = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+CACHE = pathlib.Path(HOME, "kd-jax")
 
 # Before jax is imported, and for the processes that tests start, too.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))

@@ -18,7 +18,7 @@ from absl import app
 
 from kd import config, files
 from kd.signals import codec, store
-from kernels import markdown
+from kernels.bench import markdown
 
 VOCABULARIES = (32_000, 151_936, 262_144)
 K = 128

@@ -37,7 +37,7 @@ from kd import files
 from kd.errors import UserError
 from kd.report import figures
 from kd.signals import codec, store
-from kernels import markdown
+from kernels.bench import markdown
 
 softmax = functools.partial(special.softmax, axis=-1)
 norm = np.linalg.norm  # over rows and classes

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from kd import files, signals
-from kd.data.prompts import Prompts
+from kd.data.memory import InMemory
 from kd.data.task import PARTS, Task, is_resident
 from kd.errors import UserError, brief
 from kd.objectives.registry import OBJECTIVES
@@ -166,8 +166,8 @@ def load(folder: str, task: Task, extract: str = "") -> BlackBox:
   form = task.train.form
   task = dataclasses.replace(
     task,
-    train=Prompts([a.prompt for a in asked], labels, form, "the prompts"),
-    validation=Prompts(*map(list, zip(*held, strict=True)), form, "held out"),
+    train=InMemory([a.prompt for a in asked], labels, form, "the prompts"),
+    validation=InMemory(*map(list, zip(*held, strict=True)), form, "held out"),
   )
   return BlackBox(
     task=task,

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kd import divergences, models
-from kd.config import rules
+from kd.config import rules, sections
 from kd.errors import UserError
 from kd.models.outputs import Outputs
 from kd.objectives.registry import OBJECTIVES
@@ -189,7 +189,7 @@ def _terms(path, arm, num_classes):
   own = {
     k: v
     for k, v in arm.items()
-    if k not in ("objective", "baseline", "overrides", *rules.ARM_SECTIONS)
+    if k not in ("objective", "baseline", "overrides", *sections.IN_ARMS)
   }
   if len(names) == 1:
     return [_term(path, names[0], {**own, "weight": 1.0}, arm, num_classes)]

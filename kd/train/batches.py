@@ -10,7 +10,6 @@ beside the inputs, always lies on the device.
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,6 @@ from jaxtyping import Array
 
 from kd.data.order import positions, stream
 from kd.data.task import Split, Task
-from kd.errors import UserError
 from kd.signals import Signal
 
 
@@ -89,19 +87,13 @@ def transfer_of(section: Mapping[str, Any]) -> str:
   return json.dumps(section, sort_keys=True)
 
 
-def check_size(
-  path: str, train: Mapping[str, Any], seeds: int, task: Task
-) -> None:
-  """Checks that an interval's batches can fit into the host's memory at all.
+def interval_bytes(train: Mapping[str, Any], seeds: int, task: Task) -> int:
+  """Bounds from below what the batches of an interval take, host and device.
 
   Args:
-    path: of the config's section, for the error.
-    train: the section.
+    train: the config's section.
     seeds: how many runs an arm has.
     task: says how large an input is, and whether inputs are streamed.
-
-  Raises:
-    UserError: naming the keys to lower.
   """
   size, every = train["batch_size"], min(train["log_every"], train["steps"])
   numbers = math.prod(task.input_shape)
@@ -109,13 +101,7 @@ def check_size(
   if not task.resident:  # two intervals that were read ahead, and two in work
     each = np.dtype(task.train.form.dtype).itemsize * numbers
     need += 4 * seeds * size * every * each
-  have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  if need > have:
-    raise UserError(
-      f"{path}.batch_size = {size}, {path}.log_every = {train['log_every']}: "
-      f"the batches of an interval take {need / 2**30:.3g} GiB of this host's "
-      f"{have / 2**30:.3g}; expected lower ones"
-    )
+  return need
 
 
 def resident(setup: Setup) -> dict[str, Any]:

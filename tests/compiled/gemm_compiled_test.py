@@ -13,19 +13,13 @@ import jax
 import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
-from kernels import (
-  Head,
-  distill_loss,
-  gemm,
-  plain,
-  report_gpu,
-  report_tpu,
-  tpu,
-  tpu_targets,
-)
+from kernels import Head, distill_loss, topologies
+from kernels.bench import divergences
+from kernels.report import gpu, tpu
+from kernels.tpu import gemm, plans
 
 MIB = 1 << 20
-N, H_S, H_T, V = report_tpu.HEADS
+N, H_S, H_T, V = tpu.HEADS
 
 
 def compiled(target: str, v: int, bias: bool) -> tuple[int, list[str]]:
@@ -38,21 +32,21 @@ def compiled(target: str, v: int, bias: bool) -> tuple[int, list[str]]:
   ]
 
   def loss(student, teacher):
-    plan = tpu.plan(student, teacher, gen=tpu.GENERATIONS[target])
+    plan = plans.plan(student, teacher, gen=plans.GENERATIONS[target])
     plan = dataclasses.replace(plan, gemms=gemm.Gemms())
     return distill_loss(
       student,
       teacher,
-      divergence=plain.forward_kl,
+      divergence=divergences.forward_kl,
       implementation=plan,
     )[0]
 
-  out = tpu_targets.compile_for(target, jax.value_and_grad(loss), *heads)
+  out = topologies.compile_for(target, jax.value_and_grad(loss), *heads)
   text = out.as_text()
   assert "head_scores" in text
   assert "head_gradients" in text
   memory = out.memory_analysis().temp_size_in_bytes
-  return memory, report_gpu.copies(text, v)
+  return memory, gpu.copies(text, v)
 
 
 class GemmCompiledTest(parameterized.TestCase):
@@ -64,7 +58,7 @@ class GemmCompiledTest(parameterized.TestCase):
     ("v5e", V, False),
   )
   def test_memory_from_hidden_states(self, target, v, bias):
-    reason = tpu_targets.available()
+    reason = topologies.available()
     if reason is not None:
       self.skipTest(reason)
     # In a process of its own, as libtpu may abort.

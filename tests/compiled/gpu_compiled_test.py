@@ -6,7 +6,7 @@ without the CUDA plugin (requirements-gpu.txt). About 1 min 15 s on two cores.
 
 from absl.testing import absltest, parameterized
 
-from kernels import report_gpu
+from kernels.report import gpu
 
 GIB = 1 << 30
 VOCABULARIES = (32000, 128256, 151936, 262144)
@@ -27,7 +27,7 @@ UNSEEN = {
 }
 
 
-@absltest.skipIf(report_gpu.available() is not None, report_gpu.available())
+@absltest.skipIf(gpu.available() is not None, gpu.available())
 class GpuCompiledTest(parameterized.TestCase):
   def check_kernel(self, row):
     """Asserts three rows of traffic, no spills, no copies, in 15 s."""
@@ -53,23 +53,23 @@ class GpuCompiledTest(parameterized.TestCase):
   )  # fmt: skip
   def test_logits(self, targets, vocabularies, divergences, hard):
     shapes = [(1024, v) for v in vocabularies]
-    for row in report_gpu.rows(targets, shapes, divergences, hard):
+    for row in gpu.rows(targets, shapes, divergences, hard):
       self.check_kernel(row)
 
   def test_float32_and_a_divergence_that_no_gpu_kernel_can_take(self):
-    (row,) = report_gpu.rows(
+    (row,) = gpu.rows(
       ("h100",),
       [(1024, 128256)],
       {"jsd": NAMED["jsd(0.5)"]},
       dtype="float32",
     )
     self.check_kernel(row)
-    (row,) = report_gpu.rows(("h100",), [(64, 50257)])[:1]  # copies cannot cut
+    (row,) = gpu.rows(("h100",), [(64, 50257)])[:1]  # copies cannot cut
     self.assertTrue(row["compiles"], row.get("error"))
     self.assertEqual(row["kernel"], "xla")
 
   def test_vmapped_arms(self):
-    (row,) = report_gpu.rows(
+    (row,) = gpu.rows(
       *(("h100",), [(1024, 128256)], {"jsd": NAMED["jsd(0.5)"]}, (True,)),
       arms=3,
     )
@@ -81,7 +81,7 @@ class GpuCompiledTest(parameterized.TestCase):
     """At most 1 GiB at V = 131072 (bar 3); MiB measured: 802, 258."""
     n, h, v = 4096, 2048, 131072
     for dtype in ("bfloat16", "float32"):
-      (row,) = report_gpu.head_rows(
+      (row,) = gpu.head_rows(
         [(n, h, h, v)], implementations=["auto"], dtype=dtype
       )
       self.check_heads(row)
@@ -91,7 +91,7 @@ class GpuCompiledTest(parameterized.TestCase):
     """At 32000, 128256, 151936, 262144: 415, 786, 851 and 1,313 MiB."""
     n, h = 4096, 2048
     shapes = [(n, h, h, v) for v in VOCABULARIES]
-    for row in report_gpu.head_rows(shapes, implementations=["auto"]):
+    for row in gpu.head_rows(shapes, implementations=["auto"]):
       self.check_heads(row)
       # The lower halves of dW, 2 H V bytes (its upper ones are the result's);
       # z_s, dz and z_t of a chunk are 256 MiB; a block of dW is 32.
@@ -107,7 +107,7 @@ class GpuCompiledTest(parameterized.TestCase):
 
   @parameterized.parameters("vocab", "data")
   def test_eight_devices(self, parallel):
-    (row,) = report_gpu.head_rows(
+    (row,) = gpu.head_rows(
       [(4096, 2048, 2048, 131072)],
       implementations=["auto"],
       devices=8,

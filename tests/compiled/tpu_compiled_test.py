@@ -7,7 +7,8 @@ it, so that it neither passes unseen nor gets worse.
 
 from absl.testing import absltest, parameterized
 
-from kernels import report_tpu, tpu_targets
+from kernels import topologies
+from kernels.report import tpu
 
 MAIN = ("v5e", "v6e", "tpu7x")
 VOCABS = (32000, 128256, 151936, 262144)
@@ -33,13 +34,13 @@ def job(target, divergence, v=V, hard=False, **kw):
 class CompiledTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    reason = tpu_targets.available()
+    reason = topologies.available()
     if reason is not None:
       self.skipTest(reason)
 
-  @parameterized.product(target=tuple(tpu_targets.TARGETS), v=VOCABS)
+  @parameterized.product(target=tuple(topologies.TARGETS), v=VOCABS)
   def test_the_kernel_compiles(self, target, v):
-    out = report_tpu.run(job(target, NAMED["forward_kl"], v))
+    out = tpu.run(job(target, NAMED["forward_kl"], v))
     self.assertNotIn("error", out)
     self.assertEqual(out["copies"], [])
     self.assertLess(out["temp_bytes"], 16 << 20)
@@ -51,7 +52,7 @@ class CompiledTest(parameterized.TestCase):
   @parameterized.product(name=tuple(NAMED), hard=(False, True))
   def test_named_divergences_compile(self, name, hard):
     for target in ("v5e", "v6e"):
-      out = report_tpu.run(job(target, NAMED[name], hard=hard))
+      out = tpu.run(job(target, NAMED[name], hard=hard))
       self.assertNotIn("error", out)
       self.assertEqual(out["copies"], [])
       self.assertLessEqual(out["compile_s"], 15)
@@ -62,7 +63,7 @@ class CompiledTest(parameterized.TestCase):
       (128256, "float32"),
       (257, "float32"),
     ):
-      out = report_tpu.run(job("v5e", NAMED["jsd"], v, True, dtype=dtype))
+      out = tpu.run(job("v5e", NAMED["jsd"], v, True, dtype=dtype))
       self.assertNotIn("error", out)
       if v % 128 == 0:
         self.assertEqual(out["copies"], [])
@@ -73,18 +74,18 @@ class CompiledTest(parameterized.TestCase):
   def test_memory_from_hidden_states(self, target):
     """Bar 3: at most 1 GiB of temporaries; naive: 8 GiB."""
     phi = "forward_kl"
-    out = report_tpu.run(
+    out = tpu.run(
       dict(
         job="heads",
         kernel="tpu",
         target=target,
         divergence=phi,
-        shape=report_tpu.HEADS,
+        shape=tpu.HEADS,
       )
     )
     self.assertNotIn("error", out)
     self.assertEqual(out["copies"], [])
-    self.assertLessEqual(out["temp_bytes"], report_tpu.GIB)
+    self.assertLessEqual(out["temp_bytes"], tpu.GIB)
 
   @parameterized.parameters(
     # Bundles without and with labels (temperature traced), spills, 3 % above
@@ -104,7 +105,7 @@ class CompiledTest(parameterized.TestCase):
   def test_static_cycles(self, target, name, plain, labelled, spills):
     """Bundles per 1,024 pairs at V = 128256, and spills; see kernels.report."""
     for hard, ceiling in ((False, plain), (True, labelled)):
-      out = report_tpu.static(job(target, NAMED[name], hard=hard))
+      out = tpu.static(job(target, NAMED[name], hard=hard))
       self.assertIsNotNone(out["bundles"])
       self.assertLessEqual(out["bundles"], ceiling)
       self.assertLessEqual(out["spills"], spills)
@@ -114,7 +115,7 @@ class CompiledTest(parameterized.TestCase):
     ("tvd", 151936), ("tvd", 50257),
   )  # fmt: skip
   def test_other_vocabularies_do_not_spill(self, name, v):
-    out = report_tpu.static(job("v5e", NAMED[name], v, True))
+    out = tpu.static(job("v5e", NAMED[name], v, True))
     self.assertEqual(out["spills"], 0)
     self.assertLessEqual(out["bundles"], 11.25)
 

@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kernels import Head, Logits, TopK, distill_loss, token_log_probs, xla
-from kernels.check import ArgumentError
+from kernels.arguments import ArgumentError
 from tests.kernels import oracle
 from tests.kernels.loss_test import (
   PLANS,
