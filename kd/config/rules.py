@@ -155,3 +155,22 @@ def check_keys(path: str, found: Mapping, rules: Mapping[str, Check]) -> None:
     if key not in found:
       raise UserError(f"{path}.{key} is missing: expected {rule.words}")
     check(f"{path}.{key}", found[key], rule)
+
+
+def tuple_of(rule: Check, *, most: int, least: int = 0) -> Check:
+  """A tuple of `least` to `most` values that `rule` accepts, which may itself
+  be of tuples."""
+  count = f"{least} to {most}" if least else f"at most {most}"
+  return Check(
+    f"a tuple of {count}, each {rule.words}",
+    lambda v: (
+      isinstance(v, tuple | list)
+      and least <= len(v) <= most
+      and all(map(rule.accepts, v))
+    ),
+  )
+
+
+RATE = dataclasses.replace(
+  number(low=0, below=1), words="a rate in [0, 1)", traced=False
+)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # these take seconds to import
   from kd.teachers.model import Teacher
 
 PHASES = ("teacher", "label", "train", "evaluate", "report")
-ANY_NUMBER = 2**31 - 1  # of classes, as long as the task isn't known
 
 
 def phases(phase: str) -> tuple[int, int]:
@@ -54,7 +53,7 @@ def config_alone(settings: Mapping[str, Any]) -> None:
   asks = answers.is_black_box(settings["teacher"])
   for name, chain in settings["filters"].items():
     filters.check(f"filters.{name}", chain, asks)
-  arms.group(settings["arms"], ANY_NUMBER, asks)
+  arms.group(settings["arms"], black_box=asks)
   for name, arm in settings["arms"].items():
     section = arm["signal"]
     if section["live"] and (section["filter"] or asks):

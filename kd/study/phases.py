@@ -27,7 +27,7 @@ from kd.report import page
 from kd.study import check, transfer_sets, workdir
 from kd.study.check import PHASES
 from kd.teachers import answers, black_box, model
-from kd.train import arms, loop, program
+from kd.train import arms, coverage, loop, program
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
 from kd.train.logs import Metrics
@@ -133,6 +133,7 @@ class _Study:
       return None
     with self.clock.phase("label"), self._memory("labelling"):
       transfers = self.pools.transfers(self.groups)
+      self.groups = coverage.bind(self.groups, transfers, self.task.num_classes)
     if last < PHASES.index("train"):
       return None
     with self.clock.phase("train"):

@@ -72,8 +72,6 @@ class Pools:
       if key not in pools:
         pools[key] = self._pool(pool, start, section["live"])
       signal, kept = pools[key]
-      if self.box:
-        black_box.check_reads(group, signal)
       transfers[transfer_of(section)] = Transfer(
         inputs=self.task.train,
         signal=signal,

@@ -25,12 +25,10 @@ from kd import files, signals
 from kd.data.memory import InMemory
 from kd.data.task import PARTS, Task, is_resident
 from kd.errors import UserError, brief
-from kd.objectives.registry import OBJECTIVES
 from kd.signals import Labels, Samples, Signal
 from kd.teachers import answers, filters, ingest, targets
 from kd.teachers.answers import Answers, Sample
 from kd.teachers.model import Teacher, first_unseen
-from kd.train.arms import Group
 
 HELD_OUT = 10  # one prompt of so many, where validation has no answers
 
@@ -186,26 +184,6 @@ def check(task: Task) -> None:
       f"task.name = {task.name!r}: its inputs are no texts, of which a black "
       "box is asked; expected a task of texts, or teacher.black_box = False"
     )
-
-
-def check_reads(group: Group, signal: Signal) -> None:
-  """Raises UserError where an arm reads what no answer of its signal has."""
-  scores, drawn = signal.samples.scores, signal.samples
-  has = {
-    "log_probs": bool(jnp.any(~jnp.isnan(drawn.log_probs))),
-    "scores": scores is not None and bool(jnp.any(~jnp.isnan(scores))),
-    "rejected": signal.rejected is not None and signal.rejected.shape[1] > 0,
-  }
-  for part in group.parts:
-    for objective, keys in part.terms:
-      needs = [keys.get("scores", ""), OBJECTIVES[objective].reads]
-      needs += ["scores"] if keys.get("target") == "best" else []
-      for need in needs:
-        if not has.get(need, True):
-          raise UserError(
-            f"arms.{part.names[0]}: reads {need}, which none of the teacher's "
-            "answers has; see signal.rank_by, or take an objective of votes"
-          )
 
 
 def signal(

@@ -31,7 +31,7 @@ from kd.errors import UserError, brief
 from kd.models import functional
 from kd.parallel import mesh
 from kd.teachers import answers
-from kd.train import arms, checkpoint, loop
+from kd.train import arms, checkpoint, coverage, loop
 from kd.train.batches import Setup, Transfer, transfer_of
 from kd.train.checkpoint import Checkpoints
 
@@ -160,23 +160,25 @@ def obtain(
     "train": section["train"],
     "signal": {"labelled": True, **place},
   }
-  (group,) = arms.group({ARM: arm}, task.num_classes)
+  groups = arms.group({ARM: arm}, task.num_classes)
   transfer = Transfer(
     inputs=task.train,
     signal=signals.of_labels(labels),
     rows=np.arange(count, dtype=np.int32)[None],
     jitter=section["train"]["jitter"],
   )
+  transfers = {transfer_of(arm["signal"]): transfer}
+  groups = coverage.bind(groups, transfers, task.num_classes)
   setup = Setup(
     task=task,
-    transfers={transfer_of(arm["signal"]): transfer},
+    transfers=transfers,
     seeds=[section["seed"]],
     train=section["train"],
     eval_batch=batch,
   )
   os.makedirs(folder, exist_ok=True)
   checkpoints = Checkpoints(os.path.join(folder, "checkpoints"))
-  state = loop.fit([group], setup, checkpoints, on_log, on_resume)[ARM]
+  state = loop.fit(groups, setup, checkpoints, on_log, on_resume)[ARM]
   if state.diverged[0]:
     raise UserError(
       "teacher.train: the loss or the weights were not finite at step "

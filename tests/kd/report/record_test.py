@@ -8,7 +8,6 @@ import tempfile
 from absl.testing import absltest
 
 from kd import files, study
-from kd.bench import training
 from kd.errors import UserError
 from kd.report import record
 from tests.kd import small
@@ -48,22 +47,6 @@ class RecordTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, "expected the marks <!-- x -->"):
       files.replace_section(path, "x", "body")
     self.assertEqual(pathlib.Path(path).read_text(), "text")
-
-
-class BenchTest(absltest.TestCase):
-  def test_all_ways_train_the_same_weights(self):
-    hidden, arm = (8, 8), 2
-    self.enterContext(absltest.mock.patch.object(training, "STEPS", 6))
-    (state,), _ = training.in_one_program(hidden, "vmap")[0]()
-    kernel = state.params["head"]["kernel"][...][:, arm]  # [S, H, V]
-    temperature = training.TEMPERATURES[arm]
-    careful = training.careful_loop(hidden)(temperature)
-    usual = training.nnx_loop(hidden)(temperature)
-    for seed in range(training.SEEDS):
-      (params, *_), _ = careful[seed]
-      for weights in (params, usual[seed]):
-        difference = abs(weights["head"]["kernel"][...] - kernel[seed])
-        self.assertLess(float(difference.max()), 1e-5)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ CASES = (
   *(("alpha_divergence", a) for a in (0.0, 1e-3, 0.5, 0.999, 1.0)),
 )
 KEYS = {
-  "jsd": "beta",
-  "skew_kl": "alpha",
-  "skew_reverse_kl": "alpha",
-  "alpha_divergence": "alpha",
+  name: parameter
+  for name, entry in divergences.DIVERGENCES.items()
+  for parameter in entry.parameters
 }
 
 
@@ -250,6 +249,9 @@ class DivergencesTest(oracles.TestCase):
     jaxpr = jax.make_jaxpr(derivative)(x, x)
     self.assertEmpty(jaxpr.consts)
     self.assertEmpty(set(_primitives(jaxpr.jaxpr)) - SIMPLE)
+
+  def test_every_entry_is_tested(self):
+    self.assertEqual({name for name, _ in CASES}, set(divergences.DIVERGENCES))
 
   @parameterized.parameters(
     (("kl",), {}, "divergence 'kl' is unknown; accepted: alpha_divergence, f"),
