@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from kd import interrupts
 from kd.config import command_line
 from kd.errors import UserError
+from kd.parallel import compilation_cache
 
 DEFAULT = os.path.join(os.path.dirname(__file__), "configs", "digits.py")
 
@@ -35,9 +36,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_string(
     "compilation_cache",
-    os.path.expanduser(
-      os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "kd-jax")
-    ),
+    compilation_cache.default(),
     "Where compiled programs are kept for other runs; '' keeps none. The "
     "variable JAX_COMPILATION_CACHE_DIR goes before it.",
   )
@@ -50,10 +49,8 @@ def main(argv: list[str]) -> None:
   if len(rest) > 1:
     raise UserError(f"unknown argument {rest[1]!r}: expected flags alone")
   values = flags.FLAGS
+  compilation_cache.use(values.compilation_cache)
   config = command_line.override(command_line.read(values.config), overrides)
-  if values.compilation_cache:  # before jax is imported
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", values.compilation_cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
   from kd import study  # after the flags: a typo need not wait for jax
   from kd.train import logs
 

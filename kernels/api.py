@@ -1,5 +1,6 @@
 """The public losses: what they mean, what they accept, where they run."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from kernels import arguments, chunked, log_probs, reference, tile, xla
-from kernels.types import Head, Logits, Rows, TopK
+from kernels import arguments, chunked, log_probs, reference, xla
+from kernels.phi import Phi
+from kernels.plan import Operands, Plan, Spec, vary, varying
+from kernels.types import Head, Logits, Rows, TopK, num_rows, operand_dtype
 
-Implementation = str | chunked.Plan
+Implementation = str | Plan
 
 
 def distill_loss(
@@ -49,10 +52,11 @@ def distill_loss(
     weights: [N]; None means 1 / N each. A row of weight 0 counts for nothing,
       whatever it holds: NaN, infinities, labels out of range.
     labels: [N] ids; needed unless hard_weight is known to be 0. Traced labels
-      out of range make the loss NaN; concrete ones raise.
+      out of range make their rows and the loss NaN; concrete ones raise. So do
+      the ids of a TopK teacher that are out of range or twice in a row.
     hard_weight, soft_weight: scalars.
     implementation: "auto" follows the platform that is lowered for;
-      "reference", "xla", "tpu", "gpu"; or a `chunked.Plan`, for tuning:
+      "reference", "xla", "tpu", "gpu"; or a `plan.Plan`, for tuning:
       `dataclasses.replace(xla.CPU, chunk=64)`.
     vocab_axis: mesh axis over which V is sharded, inside shard_map. Hidden
       states, labels, TopK and weights are the same on every shard, kernels,
@@ -76,11 +80,11 @@ def distill_loss(
   >>> print(f"{loss:.4f}")
   0.1438
   """
-  vocab_size = arguments.loss_arguments(
+  vocab_size = arguments.of_loss(
     student, teacher, divergence, temperature, weights, labels, hard_weight,
     soft_weight, vocab_axis,
   )  # fmt: skip
-  n = chunked.num_rows(student)
+  n = num_rows(student)
   f32 = jnp.float32
   weighted = weights is not None
   if weights is None:
@@ -93,7 +97,10 @@ def distill_loss(
   )
   consts = lax.stop_gradient(consts)
   if labels is not None:
-    labels = jnp.asarray(labels).astype(jnp.int32)
+    labels = arguments.int32(labels, vocab_size)
+  if isinstance(teacher, TopK):
+    ids = arguments.int32(teacher.ids, vocab_size)
+    teacher = dataclasses.replace(teacher, ids=ids)
   if implementation == "reference":
     arguments.reference(vocab_axis)
     return reference.distill_loss(
@@ -101,8 +108,8 @@ def distill_loss(
     )
   phi = None
   if teacher is not None:
-    phi = tile.Phi.of(divergence, chunked.operand_dtype(student))
-  spec = chunked.Spec(
+    phi = Phi.of(divergence, operand_dtype(student))
+  spec = Spec(
     phi=phi,
     hard=labels is not None,
     hard_slope=labels is not None and not arguments.is_known(hard_weight, 0),
@@ -111,14 +118,14 @@ def distill_loss(
     vocab_axis=vocab_axis,
     weighted=weighted,
   )
-  ops = chunked.Operands(
+  ops = Operands(
     teacher=lax.stop_gradient(teacher),
     labels=labels,
     consts=[] if phi is None else phi.constants(),
     **consts,
   )
   plans = select_plans(implementation, spec, student, teacher)
-  student = chunked.vary(student, chunked.varying((student, ops)))
+  student = vary(student, varying((student, ops)))
   loss, rows = chunked.loss_and_rows(plans, spec, student, ops)
   if vocab_axis is not None:
     loss, rows = lax.psum((loss, rows), vocab_axis)
@@ -154,9 +161,9 @@ def token_log_probs(
   -0.2877
   """
   z = head_or_logits
-  vocab_size = arguments.score_arguments(z, ids, temperature, vocab_axis)
+  vocab_size = arguments.of_scores(z, ids, temperature, vocab_axis)
   temperature = lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
-  ids = jnp.asarray(ids).astype(jnp.int32)
+  ids = arguments.int32(ids, vocab_size)
   valid = (ids >= 0) & (ids < vocab_size)
   safe = jnp.where(valid, ids, 0)
   if implementation == "reference":
@@ -164,10 +171,10 @@ def token_log_probs(
     out = reference.token_log_probs(reference.logits(z), safe, temperature)
     return jnp.where(valid, out, jnp.nan)
   plans = select_plans(implementation, None, z, None)
-  axes = chunked.varying((z, ids, temperature))
+  axes = varying((z, ids, temperature))
   if vocab_axis is not None and axes and vocab_axis not in axes:
     axes = (*axes, vocab_axis)
-  z = chunked.vary(z, axes)
+  z = vary(z, axes)
   out = log_probs.token_log_probs(
     plans, vocab_size, vocab_axis, z, safe, temperature
   )
@@ -177,11 +184,11 @@ def token_log_probs(
 
 def select_plans(
   implementation: Implementation,
-  spec: chunked.Spec | None,
+  spec: Spec | None,
   student,
   teacher: Any,
-) -> tuple[tuple[str, chunked.Plan], ...]:
-  """Returns (platform, plan) pairs for `chunked.on_platform`.
+) -> tuple[tuple[str, Plan], ...]:
+  """Returns (platform, plan) pairs for `plan.on_platform`.
 
   kernels.tpu and kernels.gpu have `plans.by_platform(spec, student, teacher)`,
   which returns {platform: plan} or a string that says why not: "cpu" in
@@ -189,13 +196,13 @@ def select_plans(
   "auto" takes those that say `auto`, for the platform of the mesh in effect
   where there is one (jax.set_mesh, shard_map), else for all platforms.
   """
-  if isinstance(implementation, chunked.Plan):
+  if isinstance(implementation, Plan):
     return (("default", implementation),)
   if implementation not in ("auto", "xla", "tpu", "gpu"):
     raise arguments.bad(
       "implementation",
       repr(implementation),
-      "'auto', 'reference', 'xla', 'tpu', 'gpu' or a kernels.chunked.Plan",
+      "'auto', 'reference', 'xla', 'tpu', 'gpu' or a kernels.plan.Plan",
     )
   plans = {"cpu": xla.CPU, "default": xla.ACCELERATOR}
   if implementation == "xla":

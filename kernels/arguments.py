@@ -118,6 +118,32 @@ def _ids(name: str, ids, vocab_size: int, alive: np.ndarray | None):
     )
 
 
+def _distinct(ids, alive: np.ndarray | None):
+  """Raises where a row that counts holds a concrete id twice."""
+  values = concrete(ids)
+  if values is None:
+    return
+  ordered = np.sort(values, axis=1)
+  twice = ordered[:, 1:] == ordered[:, :-1]
+  if alive is not None:
+    twice &= alive[:, None]
+  if twice.any():
+    row, k = (int(i) for i in np.argwhere(twice)[0])
+    raise bad(
+      f"teacher.ids[{row}]",
+      f"{int(ordered[row, k])} twice",
+      "K different ids (fill up with other ids, of log-probability -inf)",
+    )
+
+
+def int32(ids, vocab_size: int) -> jax.Array:
+  """Returns ids as int32; those beyond it stay out of range."""
+  if ids.dtype.itemsize > 4:
+    where = np.where if isinstance(ids, np.ndarray) else jnp.where
+    ids = where((ids < 0) | (ids >= vocab_size), -1, ids)
+  return jnp.asarray(ids).astype(jnp.int32)
+
+
 def _topk(teacher: TopK, n: int, vocab_size: int):
   _array("teacher.ids", teacher.ids, 2, jnp.integer, "[N, K]")
   lp = teacher.log_probs
@@ -144,7 +170,7 @@ def _divergence(divergence):
     )
 
 
-def loss_arguments(
+def of_loss(
   student, teacher, divergence, temperature, weights, labels, hard_weight,
   soft_weight, vocab_axis,
 ) -> int:  # fmt: skip
@@ -181,6 +207,7 @@ def loss_arguments(
   skip = weights is not None and alive is None  # some rows may be masked
   if isinstance(teacher, TopK) and not skip:
     _ids("teacher.ids", teacher.ids, vocab_size, alive)
+    _distinct(teacher.ids, alive)
   if labels is None:
     if not is_known(hard_weight, 0) and _may_be_nonzero(hard_weight):
       raise bad("labels", None, f"[N] ids, as hard_weight is {hard_weight}")
@@ -198,7 +225,7 @@ def _may_be_nonzero(x) -> bool:
   return value is None or bool(value != 0)
 
 
-def score_arguments(scores, ids, temperature, vocab_axis) -> int:
+def of_scores(scores, ids, temperature, vocab_axis) -> int:
   """Checks the arguments of `token_log_probs`; returns the true, global V."""
   n, v = _scores("head_or_logits", scores)
   vocab_size = _vocab("head_or_logits", scores, v, vocab_axis)

@@ -11,23 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import tile, xla
-from kernels.chunked import (
-  Plan,
-  add_head_gradient,
-  at,
-  chunk_logits,
-  column_offset,
-  num_columns,
-  num_rows,
-  on_platform,
-  operand_dtype,
-  over_chunks,
-  vary,
-  varying,
-  zero_gradient,
-)
-from kernels.types import Logits
+from kernels import softmax, tile, xla
+from kernels.accumulate import add_head_gradient, zero_gradient
+from kernels.chunked import at, chunk_logits, column_offset, over_chunks
+from kernels.plan import Plan, on_platform, vary, varying
+from kernels.types import Logits, num_columns, num_rows, operand_dtype
 
 f32 = jnp.float32
 
@@ -54,7 +42,7 @@ def forward(plan: Plan, vocab_size, axis, scores, ids, temperature):
     alive = jnp.ones(c, bool)
     _, z = chunk_logits(scores, read, alive, plan.logits_dtype)
     x = tile.scaled(z, inv_t, valid)
-    lse = xla.log_sum_exp(x, axis, plan.stash)
+    lse = softmax.log_sum_exp(x, axis, plan.stash)
     x_id, _ = xla.pick(z, read(ids)[:, None], offset, inv_t)
     log_q = x_id - xla.share(lse, axis)
     return write(carry[0], log_q[:, 0]), write(carry[1], lse[:, 0])

@@ -1,7 +1,7 @@
 """TPUs to compile for, without having one.
 
 libtpu compiles for a described topology on any machine: `pip install -r
-requirements-tpu.txt` (ACCELERATORS.md section 1).
+requirements-tpu.txt`.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Target:
     topology: the name of the smallest topology that libtpu accepts.
     bandwidth: HBM bytes/s per core. Source: jax._src.tpu_info, jax 0.12.0.1.
     clock: Hz, None if not published. Sources: v4 Jouppi et al. (2023),
-      2304.01433; v5e, v6e ACCELERATORS.md; v5p Google Cloud documentation.
+      2304.01433; v5e, v6e, v5p Google's public figures.
   """
 
   topology: str

@@ -143,7 +143,8 @@ def _dist(
 
 
 def _partial_plackett_luce(student: Outputs, signal: Signal, *, k) -> Loss:
-  return ranking.partial_plackett_luce(student.logits, signal.top_k(k).ids)
+  ids = signal.top_k(k).ids  # best first
+  return ranking.partial_plackett_luce(student.logits, ids)
 
 
 def _frequencies(

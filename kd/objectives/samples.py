@@ -9,7 +9,6 @@ logits are never all made.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from kd.models.outputs import Outputs
@@ -131,7 +130,7 @@ def _same(ids, others):
 
 def _first(ids):
   """Returns [..., K] bool: the first of each answer's samples."""
-  earlier = np.tril(np.ones((ids.shape[-1],) * 2, bool), -1)
+  earlier = jnp.tril(jnp.ones((ids.shape[-1],) * 2, bool), -1)
   return (ids >= 0) & ~(_same(ids, ids) & earlier).any(axis=-1)
 
 

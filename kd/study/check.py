@@ -44,8 +44,11 @@ def phases(phase: str) -> tuple[int, int]:
   return start, stop
 
 
-def config_alone(settings: Mapping[str, Any]) -> None:
+def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
   """Checks what the config says of filters, models, objectives and teachers.
+
+  Returns:
+    The arms, gathered to train together.
 
   Raises:
     UserError: naming the key, or the file that `teacher.path` lacks.
@@ -53,7 +56,7 @@ def config_alone(settings: Mapping[str, Any]) -> None:
   asks = answers.is_black_box(settings["teacher"])
   for name, chain in settings["filters"].items():
     filters.check(f"filters.{name}", chain, asks)
-  arms.group(settings["arms"], black_box=asks)
+  groups = arms.group(settings["arms"], black_box=asks)
   for name, arm in settings["arms"].items():
     section = arm["signal"]
     if section["live"] and (section["filter"] or asks):
@@ -62,6 +65,7 @@ def config_alone(settings: Mapping[str, Any]) -> None:
         "black box's, is stored; expected False"
       )
   _teacher(settings["teacher"])
+  return groups
 
 
 def _teacher(section: Mapping[str, Any]) -> None:
@@ -92,12 +96,9 @@ def _teacher(section: Mapping[str, Any]) -> None:
 
 
 def with_the_task(
-  settings: Mapping[str, Any], task: "Task"
-) -> list[arms.Group]:
+  settings: Mapping[str, Any], groups: Sequence[arms.Group], task: "Task"
+) -> None:
   """Checks all that the task's classes, inputs and examples decide.
-
-  Returns:
-    The arms, gathered to train together.
 
   Raises:
     UserError: naming the key, or the split and row of a damaged input.
@@ -106,7 +107,7 @@ def with_the_task(
   from kd.teachers import black_box, model
 
   asks = answers.is_black_box(settings["teacher"])
-  groups = arms.group(settings["arms"], task.num_classes, asks)
+  arms.check_classes(groups, task.num_classes)
   model.check(settings["teacher"], task)
   for name, arm in settings["arms"].items():
     path, signal = f"arms.{name}.signal", arm["signal"]
@@ -131,7 +132,6 @@ def with_the_task(
   every = (task.train,) if task.resident else ()
   for split in (*every, task.validation, task.test):
     split.arrays()
-  return groups
 
 
 def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:

@@ -33,10 +33,10 @@ def run(
   """
   settings = config.resolve(study_config)
   first, last = check.phases(phase)
-  check.config_alone(settings)
+  groups = check.config_alone(settings)
   from kd.study import phases  # seconds, that a mistake need not wait for
 
-  return phases.run(settings, folder, first, last)
+  return phases.run(settings, groups, folder, first, last)
 
 
 def verdict(results: Mapping[str, Any]) -> str:

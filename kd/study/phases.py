@@ -35,12 +35,17 @@ from kd.train.step import TrainState
 
 
 def run(
-  settings: Mapping[str, Any], folder: str | None, first: int, last: int
+  settings: Mapping[str, Any],
+  groups: Sequence[arms.Group],
+  folder: str | None,
+  first: int,
+  last: int,
 ) -> dict[str, Any] | None:
   """Runs the phases from number `first` to `last` of check.PHASES.
 
   Args:
-    settings: the resolved config, checked by check.config_alone.
+    settings: the resolved config.
+    groups: its arms, of check.config_alone.
     folder: the workdir; None is runs/STUDY-HASH.
     first, last: of the phases.
 
@@ -56,7 +61,7 @@ def run(
         _require(settings, folder, first)
         return _report(folder)
     task = load(settings["task"])
-    groups = check.with_the_task(settings, task)
+    check.with_the_task(settings, groups, task)
     need = _bytes_needed(groups, settings, task)
     again = PHASES[first] == "evaluate"
     with workdir.claim(folder, settings, need, "evaluate" if again else ""):

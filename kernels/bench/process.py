@@ -1,5 +1,6 @@
 """Work in a process of its own: for compilers that read their flags once, may
-abort, or whose peak memory is to be measured."""
+abort, or whose peak memory is to be measured.
+"""
 
 import json
 import os

@@ -10,16 +10,16 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels import algebra, chunked, tile
+from kernels import algebra, tile
 from kernels.gpu import lowering
 from kernels.gpu.tiling import Tile
+from kernels.phi import Phi
 
 f32 = jnp.float32
 STATS = ("s_s", "log2_s", "s_t", "log2_t", "d", "u", "top", "s_h")
@@ -32,7 +32,7 @@ class Call:
 
   Attributes:
     tile: see there.
-    phi, hard, hard_slope, unit_temperature: as in chunked.Spec.
+    phi, hard, hard_slope, unit_temperature: as in plan.Spec.
     vocab_size: None where no column is padding.
     dtype: of dz; None computes none.
     interpreted: exchange through device memory, no inline assembly.
@@ -40,7 +40,7 @@ class Call:
   """
 
   tile: Tile
-  phi: tile.Phi | None
+  phi: Phi | None
   hard: bool
   hard_slope: bool
   unit_temperature: bool
@@ -291,10 +291,10 @@ def probabilities(cta: Cta, soft: Softmax, at):
   return log2_p, exp2(cta, log2_p)
 
 
-def terms(phi: tile.Phi, consts, log2_q, log2_p, q, p):
+def terms(phi: Phi, consts, log2_q, log2_p, q, p):
   """Returns phi and u of a chunk; 0 where both sides are masked.
 
-  As `tile.terms`, with what kernels.algebra knows: constant factors, guards
+  As `Phi.terms`, with what kernels.algebra knows: constant factors, guards
   that are not needed, and equal operations, which cost a quarter to a half of
   the instructions of a divergence as jvp leaves it (kernels.report.gpu).
   """
@@ -349,7 +349,7 @@ def write_gradient(cta: Cta, soft: list[Softmax], total):
   cta.sweep(body, ())
 
 
-def _kernel(call: Call, *refs, **scratch):
+def cta_kernel(call: Call, *refs, **scratch):
   """One CTA's share of one row.
 
   One warpgroup per CTA: with more, full reductions would share their scratch
@@ -388,80 +388,3 @@ def _kernel(call: Call, *refs, **scratch):
     write_gradient(cta, soft, total)
   if call.tile.cluster > 1:
     cta.meet(2)  # leave when no one reads this CTA's shared memory
-
-
-def _launch(call: Call, operands, interpret):
-  """Returns (stats [N, 8], dz [N, V] or None) of the kernel."""
-  cut = call.tile
-  z_s = operands[0]
-  n = z_s.shape[0]
-  out_type = [jax.ShapeDtypeStruct((n, len(STATS)), f32)]
-  if call.dtype is not None and not call.alias:
-    out_type.append(jax.ShapeDtypeStruct(z_s.shape, call.dtype))
-  if call.interpreted:
-    out_type.append(jax.ShapeDtypeStruct((n, cut.cluster, 16), f32))
-  smem = lambda x: plgpu.SMEM((cut.held,), x.dtype)
-  scratch = {"z_s": smem(operands[0])}
-  arrivals = 1
-  if call.phi is not None:
-    scratch["z_t"], arrivals = smem(operands[1]), 2
-  pieces = len(cut.pieces())
-  scratch["copied"] = plgpu.Barrier(num_arrivals=arrivals, num_barriers=pieces)
-  if cut.cluster > 1:
-    scratch["met"] = plgpu.ClusterBarrier(
-      collective_axes=("cta",), num_barriers=3
-    )
-    if not call.interpreted:
-      scratch["peers"] = plgpu.SMEM((16,), f32)
-  kernel = plgpu.kernel(
-    functools.partial(_kernel, call),
-    out_type=tuple(out_type),
-    scratch_types=scratch,
-    grid=(n,),
-    grid_names=("row",),
-    cluster=(cut.cluster,),
-    cluster_names=("cta",),
-    compiler_params=plgpu.CompilerParams(
-      # Every region of shared memory is written once: by copies, or by scalar
-      # stores of which each thread makes all.
-      unsafe_no_auto_barriers=True,
-      lowering_semantics=plgpu.LoweringSemantics.Lane,
-    ),
-    interpret=interpret,
-    kernel_name="distill_rows",
-  )
-  if call.alias:
-    ref = jax.new_ref(z_s)
-    out = kernel(ref, *operands[1:])
-    return out[0], jax.freeze(ref)
-  out = kernel(*operands)
-  return out[0], out[1] if call.dtype is not None else None
-
-
-def launch(call: Call, operands, interpret):
-  """Calls the kernel; without aliasing under vmap and inside shard_map.
-
-  Aliasing goes through a jax.new_ref, which neither accepts (jax 0.12.0.1).
-  """
-  axes = chunked.varying(operands)
-
-  def plain(operands):
-    # The kernel's outputs come back as the same on all devices.
-    unaliased = dataclasses.replace(call, alias=False)
-    return chunked.vary(_launch(unaliased, operands, interpret), axes)
-
-  if axes or not call.alias:
-    return plain(operands)
-
-  @jax.custom_batching.custom_vmap
-  def aliased(*operands):
-    return _launch(call, operands, interpret)
-
-  @aliased.def_vmap
-  def _(axis_size, in_batched, *operands):
-    axes = [0 if batched else None for batched in in_batched]
-    fn = lambda *operands: plain(operands)
-    out = jax.vmap(fn, axes, axis_size=axis_size)(*operands)
-    return out, (True, True)
-
-  return aliased(*operands)

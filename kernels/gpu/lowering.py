@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core as jex_core
+
+from kernels.jaxprs import bind, walk
 
 # What jax/_src/pallas/mosaic_gpu/lowering.py has a rule for, elementwise.
 KNOWN = frozenset(
@@ -78,55 +79,34 @@ SUBSTITUTES: dict[str, Callable] = {
   "copy": lambda x: x,
   "copy_p": lambda x: x,
 }
-NESTED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold a jaxpr
 
 
-def _nested(eqn):
-  for key in NESTED:
-    inner = eqn.params.get(key)
-    if inner is not None:
-      return (
-        inner if hasattr(inner, "consts") else jex_core.ClosedJaxpr(inner, ())
-      )
-  return None
-
-
-def missing(jaxpr) -> set[str]:
+def missing(jaxpr, consts: Sequence) -> set[str]:
   """Returns the primitives that would stop the compilation of a jaxpr."""
   names = set()
-  for eqn in jaxpr.eqns:
-    inner = _nested(eqn)
-    if inner is not None:
-      names |= missing(inner.jaxpr)
-    elif eqn.primitive.name not in KNOWN and (
-      eqn.primitive.name not in SUBSTITUTES
-    ):
-      names.add(eqn.primitive.name)
-  return names
+
+  def rule(eqn, values):
+    del values
+    names.add(eqn.primitive.name)
+    return [None] * len(eqn.outvars)
+
+  walk(jaxpr, consts, [None] * len(jaxpr.invars), rule)
+  return names - KNOWN - set(SUBSTITUTES)
+
+
+def _rule(eqn, values):
+  """Does on arrays what the equation says, or its substitute."""
+  fn = SUBSTITUTES.get(eqn.primitive.name)
+  if fn is None:
+    return bind(eqn, values)
+  if eqn.primitive is lax.integer_pow_p:
+    return [fn(*values, eqn.params["y"])]
+  return [_inline(fn, values)]
 
 
 def evaluate(jaxpr, consts: Sequence, args: Sequence) -> list:
   """Evaluates a jaxpr with every substitution made."""
-  env = dict(zip(jaxpr.constvars, consts, strict=True))
-  env.update(zip(jaxpr.invars, args, strict=True))
-  read = lambda v: v.val if isinstance(v, jex_core.Literal) else env[v]
-  for eqn in jaxpr.eqns:
-    values = [read(v) for v in eqn.invars]
-    inner = _nested(eqn)
-    if inner is not None:
-      outs = evaluate(inner.jaxpr, inner.consts, values)
-    elif eqn.primitive.name in SUBSTITUTES:
-      fn = SUBSTITUTES[eqn.primitive.name]
-      if eqn.primitive is lax.integer_pow_p:
-        outs = [fn(*values, eqn.params["y"])]
-      else:
-        outs = [_inline(fn, values)]
-    else:
-      params = eqn.primitive.get_bind_params(eqn.params)
-      outs = eqn.primitive.bind(*values, **params)
-      outs = outs if eqn.primitive.multiple_results else [outs]
-    env.update(zip(eqn.outvars, outs, strict=True))
-  return [read(v) for v in jaxpr.outvars]
+  return walk(jaxpr, consts, args, _rule)
 
 
 def _inline(fn, values):

@@ -34,11 +34,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels import chunked, tile, xla
+from kernels import tile, xla
 from kernels.gpu import lowering
-from kernels.gpu.kernel import LN2, STATS, Call, launch
+from kernels.gpu.kernel import LN2, STATS, Call
+from kernels.gpu.launch import launch
 from kernels.gpu.tiling import THREADS, padded, tiling
-from kernels.types import Head, TopK
+from kernels.plan import Plan
+from kernels.types import Head, TopK, num_columns, operand_dtype
 
 f32 = jnp.float32
 # Device kinds of compute capability 9 and 10, for devices that are not here.
@@ -48,7 +50,7 @@ CAPABLE = re.compile(r"\b(G?H100|G?H200|H800|H20|G?B100|G?B200|G?B300)\b")
 def rows(
   spec, chunk, dtype, *, alias, interpret=False, cluster=None, vector=None
 ):
-  """Row function of the kernel (chunked.RowFunction); alias: dz over z_s."""
+  """Row function of the kernel (plan.RowFunction); alias: dz over z_s."""
   if spec.phi is None and not spec.hard:
     return xla.dense_rows(spec, chunk, dtype, stash=False)
   z_s, z_t = chunk.z_s, chunk.teacher
@@ -114,7 +116,7 @@ def rule(n: int, v: int, student, teacher) -> int:
   """
   if not isinstance(student, Head):
     return n
-  bytes_per_row = v * chunked.operand_dtype(student).itemsize
+  bytes_per_row = v * operand_dtype(student).itemsize
   return max(256, (128 << 20) // bytes_per_row // 128 * 128)
 
 
@@ -127,9 +129,7 @@ def width(h: int, v: int) -> int:
   return min(v, max(1024, (1 << 23) // h // 128 * 128))
 
 
-def make_plan(
-  alias=False, interpret=False, cluster=None, vector=None
-) -> chunked.Plan:
+def make_plan(alias=False, interpret=False, cluster=None, vector=None) -> Plan:
   """Returns the plan.
 
   Args:
@@ -138,7 +138,7 @@ def make_plan(
     interpret: parameters of interpret mode, or False.
     cluster, vector: override `tiling`.
   """
-  return chunked.Plan(
+  return Plan(
     rows=functools.partial(
       rows, alias=alias, interpret=interpret, cluster=cluster, vector=vector
     ),
@@ -183,7 +183,7 @@ def _capability(device) -> int | None:
   return int(major) if major.isdigit() else None
 
 
-def by_platform(spec, student, teacher) -> dict[str, chunked.Plan] | str:
+def by_platform(spec, student, teacher) -> dict[str, Plan] | str:
   """Returns {platform: plan}, or what to use instead and why.
 
   "cuda" where the target can run it (`capable`), else "cpu", in interpret mode;
@@ -196,13 +196,11 @@ def by_platform(spec, student, teacher) -> dict[str, chunked.Plan] | str:
   """
   if spec is None or spec.vocab_axis is not None or isinstance(teacher, TopK):
     return {"cuda": xla.ACCELERATOR, "cpu": xla.ACCELERATOR}
-  dtypes = [
-    chunked.operand_dtype(s) for s in (student, teacher) if s is not None
-  ]
+  dtypes = [operand_dtype(s) for s in (student, teacher) if s is not None]
   for dtype in dtypes:
     if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
       return f"'auto' or 'xla' for {dtype}: the GPU kernel takes 16 or 32 bits"
-  itemsizes, v = [d.itemsize for d in dtypes], chunked.num_columns(student)
+  itemsizes, v = [d.itemsize for d in dtypes], num_columns(student)
   cut = tiling(padded(v, itemsizes), itemsizes)
   if isinstance(cut, str):
     return cut
@@ -238,6 +236,6 @@ def by_platform(spec, student, teacher) -> dict[str, chunked.Plan] | str:
 def _unknown(phi) -> set[str]:
   """Returns the primitives in phi and its slope that cannot be lowered."""
   x = jnp.zeros((THREADS,), f32)
-  fn = lambda consts, *args: tile.terms(phi, consts, *args)
+  fn = lambda consts, *args: phi.terms(consts, *args)
   closed = jax.make_jaxpr(fn)(phi.constants(), x, x, x, x)
-  return lowering.missing(closed.jaxpr)
+  return lowering.missing(closed.jaxpr, closed.consts)

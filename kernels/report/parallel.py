@@ -1,4 +1,4 @@
-"""What compilers make of vocabulary-parallel heads: bar 6 of issue 3.
+"""What compilers make of vocabulary-parallel heads.
 
 value_and_grad of forward KL from hidden states, in bfloat16, with V sharded
 over a TPU v5e 2x2 or eight H100 that are not here. Evidence of kind "compiled".

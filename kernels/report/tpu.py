@@ -16,10 +16,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels import Head, Logits, algebra, distill_loss, tile, topologies, xla
+from kernels import (
+  Head,
+  Logits,
+  distill_loss,
+  linear,
+  topologies,
+  xla,
+)
 from kernels.bench import process
 from kernels.bench.divergences import NAMES, resolve
 from kernels.bench.stopwatch import stopwatch
+from kernels.phi import Phi
 from kernels.report import gpu
 from kernels.topologies import TARGETS
 from kernels.tpu import plans
@@ -56,10 +64,10 @@ def kernel(job: dict) -> dict:
   out = dict(compile_s=elapsed())
   out |= _memory(compiled, (n, v))
   itemsize = z.dtype.itemsize
-  traced = tile.Phi.of(phi, job["dtype"])
-  linear = algebra.linear(traced)
+  traced = Phi.of(phi, job["dtype"])
+  found = linear.coefficients(traced)
   shape = plans.Kernel(
-    traced, job["hard"], True, False, (), v, True, False, False, linear
+    traced, job["hard"], True, False, (), v, True, False, False, found
   )
   shape = plans.fit(shape, gen, v, [itemsize] * 3)
   passes = 7 if shape.block else 3

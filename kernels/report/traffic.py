@@ -1,8 +1,8 @@
 """Counts what one value_and_grad from logits moves through device memory.
 
-Bar 4 of issue 3, in units of N V b (b bytes per logit): our kernel (its floor
-is 3), our XLA implementation, plain JAX and optax, each compiled for a target
-that is not here. Evidence of kind "compiled".
+In units of N V b (b bytes per logit): our kernel (its floor is 3), our XLA
+implementation, plain JAX and optax, each compiled for a target that is not
+here. Evidence of kind "compiled".
 
 The programs hold no loops. Each of the entry computation's operations reads its
 [N, V] operands and writes its [N, V] results once; a gather alone reads N
@@ -10,7 +10,7 @@ numbers. N is such that [N, V] is beyond a TPU's VMEM: of smaller arrays XLA
 keeps copies there (its own cost_analysis then says 11 for 7, at N 256).
 
 What XLA makes of plain JAX's JSD for H100 is 18 or more: it keeps both
-logarithms in float32 (`xla.row_sums` keeps it from that).
+logarithms in float32 (`softmax.row_sums` keeps it from that).
 """
 
 import functools

@@ -24,7 +24,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import chunked
+from kernels import accumulate
+from kernels.plan import vary, varying
 
 f32, bf16 = jnp.float32, jnp.bfloat16
 MIB = 1 << 20
@@ -33,7 +34,7 @@ BLOCKS = (512, 256, 128)  # columns of W at a time
 
 def scores_kernel(h, w, *rest):
   *bias, z = rest
-  out = chunked.dot(h[...], w[...], (1, 0))
+  out = accumulate.dot(h[...], w[...], (1, 0))
   z[...] = (out + bias[0][...] if bias else out).astype(z.dtype)
 
 
@@ -51,10 +52,10 @@ def gradients_kernel(vocab, last, h, w, dz, high, low, dh, high_out, low_out):
     if width < block:  # beyond V there is anything, NaN too
       keep = lax.broadcasted_iota(jnp.int32, (1, block), 1) < width
       dz_, w_ = (jnp.where(keep, x, jnp.zeros((), bf16)) for x in (dz_, w_))
-    dh[...] += chunked.dot(dz_, w_, (1, 1))
+    dh[...] += accumulate.dot(dz_, w_, (1, 1))
     upper = lax.bitcast_convert_type(high[...].astype(f32), jnp.uint32)
     sum_ = lax.bitcast_convert_type(upper | low[...].astype(jnp.uint32), f32)
-    sum_ = sum_ + chunked.dot(h[...], dz_, (0, 0))
+    sum_ = sum_ + accumulate.dot(h[...], dz_, (0, 0))
     bits = lax.bitcast_convert_type(sum_, jnp.uint32)
     upper = lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), f32)
     # `upper` is a bfloat16 already; the last sum is rounded to one.
@@ -141,7 +142,7 @@ class Gemms:
 
     Args:
       h, w, dz: [C, H], [H, V] and [C, V], bfloat16.
-      halves: dW as `chunked.split32` gives it; overwritten.
+      halves: dW as `accumulate.split32` gives it; overwritten.
       last: whether the upper half is to be rounded.
     """
     (c, k), v = h.shape, w.shape[1]
@@ -189,4 +190,4 @@ class Gemms:
 
 def _alike(operands):
   """Returns the operands varying over the same mesh axes (in shard_map)."""
-  return chunked.vary(tuple(operands), chunked.varying(operands))
+  return vary(tuple(operands), varying(operands))

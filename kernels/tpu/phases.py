@@ -6,17 +6,8 @@ A grid step sees a block of V; statistics of a row lie in VMEM between steps.
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.tpu.kernel import (
-  divergences,
-  label_logits,
-  maxima,
-  scalars_of,
-  set_stats,
-  slopes,
-  sums,
-  write_out,
-)
-from kernels.tpu.sweeps import (
+from kernels.tpu.kernel import scalars_of, write_out
+from kernels.tpu.parts import (
   LANES,
   LOG2E,
   LOW,
@@ -25,9 +16,11 @@ from kernels.tpu.sweeps import (
   Refs,
   Soft,
   f32,
+  label_logits,
   row_sum,
   scale_of,
 )
+from kernels.tpu.sweeps import divergences, maxima, set_stats, slopes, sums
 
 
 def phased(kernel: Kernel, *refs):

@@ -4,13 +4,15 @@ A block of rows of both models stays in VMEM while the sweeps of
 kernels.tpu.kernel go over it. Where rows do not fit, the sweeps become grid
 phases over blocks of V: six reads and one write.
 
-Compiled for TPUs, not run on one (ACCELERATORS.md section 1); run in interpret
-mode. `python -m kernels.report` says what the compiler makes of it.
+Compiled for TPUs, not run on one; run in interpret mode. `python -m
+kernels.report` says what the compiler makes of it.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
+import json
+import pathlib
 from typing import Any
 
 import jax
@@ -20,11 +22,14 @@ from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import algebra, chunked, tile, xla
+from kernels import linear, tile, xla
+from kernels.phi import Phi
+from kernels.plan import Chunk, Plan, Spec
 from kernels.tpu import gemm
 from kernels.tpu.kernel import resident
+from kernels.tpu.parts import LANES, LN2, LOW, OUT, STATS, Kernel, padded
 from kernels.tpu.phases import phased
-from kernels.tpu.sweeps import LANES, LN2, LOW, OUT, STATS, Kernel, padded
+from kernels.types import Head
 
 f32 = jnp.float32
 MIB = 1 << 20
@@ -33,58 +38,52 @@ Step = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """What a TPU generation allows.
+  """What a TPU generation allows; generations.json says from where.
 
   Attributes:
-    vmem: bytes of VMEM per core. Source: jax._src.tpu_info of jax 0.12.0.1.
-    bf16: whether the vector unit computes in bfloat16 (v6e and later). Source:
-      Google's public documentation of v6e; compiled.
+    vmem: bytes of VMEM per core.
+    bf16: whether the vector unit computes in bfloat16.
     steps: per sweep, pairs (1,024 each) in a step of its loop, and in the part
       of a step that is written out at once. Long steps hide latency, short
       parts keep values in registers.
     busy: the same of sweep 1 where phi is linear, so that it does most.
     second: the same of sweep 1 where it sums a second softmax.
     gemms: whether XLA's GEMMs of a head cost copies of it (kernels.tpu.gemm).
-
-  Source of steps: compiled for v5e, V = 128256, bundles per 1,024 pairs and
-  spills. Sweep 1 of a JSD: (64, 4) 3.1 and 0, (40, 4) 3.2 and 0; with labels
-  (64, 4) 4.7 and 50, (40, 4) 4.2 and 0. Of forward KL: (64, 4) 3.9 and 9,
-  (40, 4) 4.0 and 0, (32, 2) 4.1 and 0; of reverse KL with labels (40, 4) 5.3
-  and 23, (32, 2) 5.8 and 3, (24, 2) 5.9 and 0. Sweep 2 of a JSD, kept from
-  spilling by `sweeps.sweep`: (128, 2) 4.5 and 0, (64, 2) 4.6 and 0. All
-  sweeps of tvd with labels, V = 151936: `second` of (48, 4) 10.1 and 0, (40, 4)
-  11.0 and 37, (32, 2) 11.5 and 5, (24, 4) 11.4 and 19; V = 50257: (48, 4) 10.8
-  and 0, (40, 4) 11.8 and 37. On v6e, all sweeps of a JSD, by sweep 2: (128, 2)
-  8.49 and 18, (192, 2) 8.28 and 22, (256, 2) 8.21 and 20; of skew_reverse_kl
-  9.80 and 71, 9.40 and 170, 9.32 and 257. Other generations take v5e's.
   """
 
   vmem: int
   bf16: bool
-  steps: tuple[Step, ...] = ((128, 16), (64, 4), (128, 2), (128, 4))
-  busy: Step = (24, 2)
-  second: Step = (48, 4)
+  steps: tuple[Step, ...]
+  busy: Step
+  second: Step
   gemms: bool = False
 
 
-GENERATIONS = {
-  "v4": Generation(16 * MIB, False),
-  "v5e": Generation(128 * MIB, False),
-  "v5p": Generation(64 * MIB, False),
-  "v6e": Generation(128 * MIB, True, ((128, 16), (64, 4), (192, 2), (128, 4))),
-  "tpu7x": Generation(64 * MIB, True, gemms=True),
-}
-UNKNOWN = Generation(64 * MIB, False)  # right for all of them but v4
+TABLE = json.loads(
+  pathlib.Path(__file__).with_name("generations.json").read_text()
+)
 
+
+def _generation(row: dict) -> Generation:
+  row = TABLE["default"] | row
+  return Generation(
+    vmem=row["vmem_mib"] * MIB,
+    bf16=row["bf16"],
+    steps=tuple((step, part) for step, part in row["steps"]),
+    busy=tuple(row["busy"]),
+    second=tuple(row["second"]),
+    gemms=row["gemms"],
+  )
+
+
+GENERATIONS = {
+  name: _generation(row) for name, row in TABLE["generations"].items()
+}
+UNKNOWN = _generation(TABLE["unknown"])
 KINDS = {
-  "TPU v4": "v4",
-  "TPU v5 lite": "v5e",
-  "TPU v5e": "v5e",
-  "TPU v5": "v5p",
-  "TPU v5p": "v5p",
-  "TPU v6 lite": "v6e",
-  "TPU v6e": "v6e",
-  "TPU7x": "tpu7x",
+  kind: name
+  for name, row in TABLE["generations"].items()
+  for kind in row["kinds"]
 }
 
 
@@ -198,7 +197,7 @@ def call(kernel: Kernel, scalars, info, logits, dtype, alias: bool, interpret):
   )(*arrays)
 
 
-def silent_where_masked(phi: tile.Phi, consts, grad: bool) -> bool:
+def silent_where_masked(phi: Phi, consts, grad: bool) -> bool:
   """Whether phi and u are known to be nothing where both sides are masked."""
   if any(isinstance(c, Tracer) for c in consts):
     return False
@@ -217,8 +216,8 @@ def silent_where_masked(phi: tile.Phi, consts, grad: bool) -> bool:
 
 
 def dense_rows(
-  spec: chunked.Spec,
-  chunk: chunked.Chunk,
+  spec: Spec,
+  chunk: Chunk,
   dtype,
   *,
   alias: bool,
@@ -244,7 +243,7 @@ def dense_rows(
     grad=grad,
     guard=guard and spec.weighted,
     select=phi is not None and not silent_where_masked(phi, consts, grad),
-    linear=None if phi is None else algebra.linear(phi),
+    linear=None if phi is None else linear.coefficients(phi),
   )
   logits = [chunk.z_s] + ([] if phi is None else [chunk.teacher])
   itemsizes = [z.dtype.itemsize for z in logits]
@@ -294,7 +293,7 @@ def head_rule(n: int, v: int, student, teacher) -> int:
   last one costs as much as a full one.
   """
   del teacher
-  if not isinstance(student, chunked.Head):
+  if not isinstance(student, Head):
     return n
   most = max(256, 15 * (1 << 22) // v // 16 * 16)
   each = -(-n // -(-n // most))
@@ -319,15 +318,15 @@ def head_width(h: int, v: int) -> int:
 
 def plan(
   student, teacher, gen: Generation | None = None, interpret: Any = False, **kw
-) -> chunked.Plan:
+) -> Plan:
   """Returns the plan for a student.
 
   dz overwrites the logits of a Head, which nothing else sees. Given logits are
   mostly not ours to overwrite: XLA would copy them first, two more N V b than
   the third buffer costs. So they are left alone.
   """
-  head = isinstance(student, chunked.Head)
-  guard = not (head and isinstance(teacher, (chunked.Head, type(None))))
+  head = isinstance(student, Head)
+  guard = not (head and isinstance(teacher, (Head, type(None))))
   rows = functools.partial(
     dense_rows, alias=head, guard=guard, gen=gen, interpret=interpret, **kw
   )
@@ -346,7 +345,7 @@ def plan(
   )
 
 
-def by_platform(spec: chunked.Spec | None, student, teacher) -> dict | str:
+def by_platform(spec: Spec | None, student, teacher) -> dict | str:
   """Returns {"tpu": compiled, "cpu": interpreted}, see `api.select_plans`.
 
   What the kernel does not do runs in XLA on a TPU too, in the same chunks:
@@ -365,7 +364,7 @@ def by_platform(spec: chunked.Spec | None, student, teacher) -> dict | str:
   }
 
 
-def unsupported(spec: chunked.Spec | None) -> bool:
+def unsupported(spec: Spec | None) -> bool:
   if spec is None or spec.vocab_axis is not None:
     return True
   if spec.phi is None:

@@ -1,4 +1,4 @@
-"""What libtpu says of the Pallas GEMMs: bar 3 of issue 3 for tpu7x.
+"""What libtpu says of the Pallas GEMMs, which tpu7x needs.
 
 Evidence of kind "compiled". Skipped without libtpu (requirements-tpu.txt).
 About 20 s.

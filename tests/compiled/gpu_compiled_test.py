@@ -1,4 +1,4 @@
-"""What the compilers say of the GPU kernel: bars 3, 4 and 6 of issue 3.
+"""What the compilers say of the GPU kernel.
 
 Evidence of kind "compiled": for an H100 and a B200 that are not here. Skipped
 without the CUDA plugin (requirements-gpu.txt). About 1 min 15 s on two cores.
@@ -78,7 +78,7 @@ class GpuCompiledTest(parameterized.TestCase):
     self.assertLessEqual(row["temp_bytes"], 1 << 20)  # no copy of [3, N, V]
 
   def test_temporaries_from_hidden_states(self):
-    """At most 1 GiB at V = 131072 (bar 3); MiB measured: 802, 258."""
+    """At most 1 GiB at V = 131072; MiB measured: 802, 258."""
     n, h, v = 4096, 2048, 131072
     for dtype in ("bfloat16", "float32"):
       (row,) = gpu.head_rows(

@@ -1,4 +1,4 @@
-"""What the compilers say of a V that is sharded: bar 6 of issue 3.
+"""What the compilers say of a V that is sharded.
 
 Evidence of kind "compiled", for devices that are not here. Skipped without the
 compilers (requirements-tpu.txt, requirements-gpu.txt). About 20 s.

@@ -1,4 +1,4 @@
-"""A study's whole program for a TPU, with no TPU: issue 3's "wired in".
+"""A study's whole program for a TPU, with no TPU.
 
 Evidence of kind *compiled*. Skipped without libtpu (requirements-tpu.txt).
 """

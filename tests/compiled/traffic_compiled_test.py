@@ -1,4 +1,4 @@
-"""What value_and_grad from logits moves through HBM: bar 4 of issue 3.
+"""What value_and_grad from logits moves through HBM.
 
 Evidence of kind "compiled". Skipped without the compilers. About 60 s.
 """
@@ -6,7 +6,7 @@ Evidence of kind "compiled". Skipped without the compilers. About 60 s.
 from absl.testing import absltest, parameterized
 
 from kernels import topologies
-from kernels.report import traffic
+from kernels.report import gpu, traffic
 
 
 class TrafficCompiledTest(parameterized.TestCase):

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from kd import signals
 from kd.errors import UserError
 from kd.models.outputs import Outputs
-from kd.train import arms, coverage
+from kd.train import arms, coverage, loop
 from kd.train.batches import Live, Transfer, transfer_of
 from tests.kd import small
 
@@ -260,6 +260,42 @@ class TransferTest(parameterized.TestCase):
     rows = np.array([[7, 9]])  # the pool's rows 0 and 2
     bound = bind(group, transfer(rows, first=7))
     self.assertEqual(bound.parts[0].partial, (False,))
+
+
+class TrainingTest(absltest.TestCase):
+  def test_few_labels_train_alike_by_both_paths(self):
+    both = {
+      "objective": "hard + soft",
+      "hard": {"target": "truth", "weight": 0.5},
+      "soft": {"temperature": 4.0, "divergence": "forward_kl", "weight": 0.5},
+    }
+    resolved = small.settings(
+      {"truth": ARMS["truth"][0], "both": both},
+      steps=10,
+      signal={"labelled": True},
+      train={"batch_size": 8},
+    )
+    found = []
+    for fused_from in (2, 1000):
+      groups, setup = small.study(resolved, seeds=(0,), fused_from=fused_from)
+      ((name, given),) = setup.transfers.items()
+      truth = np.asarray(given.signal.truth.ids)
+      few = np.where(np.arange(len(truth)) % 16, -1, truth)  # no label in some
+      signal = dataclasses.replace(
+        given.signal, truth=signals.Labels(jnp.asarray(few))
+      )
+      transfers = {name: dataclasses.replace(given, signal=signal)}
+      setup = dataclasses.replace(setup, transfers=transfers)
+      groups = coverage.bind(groups, transfers, setup.task.num_classes)
+      self.assertTrue(groups[0].parts[0].partial[0])
+      logs = []
+      states = loop.fit(groups, setup, on_log=logs.append)
+      for state in states.values():
+        self.assertFalse(np.any(state.diverged))
+      found.append({k: v["loss"] for k, v in logs[0].arms.items()})
+    chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-6)
+    # Batches without a label move nobody who learns from labels alone.
+    self.assertIn(0.0, found[0]["truth"])
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from kernels import (
   Head,
   Logits,
   TopK,
-  chunked,
   distill_loss,
-  tile,
   token_log_probs,
 )
 from kernels.gpu import lowering, plans, tiling
+from kernels.phi import Phi
+from kernels.plan import Spec
 from tests.kernels import oracle
 from tests.kernels.gpu import problems
 from tests.kernels.gpu.problems import RACES, compare, value_and_grad
@@ -154,7 +154,7 @@ class InterpretedTest(parameterized.TestCase):
 
 class ChoiceTest(parameterized.TestCase):
   def spec(self, phi, v):
-    return chunked.Spec(tile.Phi(phi), False, False, False, v)
+    return Spec(Phi(phi), False, False, False, v)
 
   def found(self, phi=oracle.forward_kl, v=1024, dtype=jnp.bfloat16):
     z = Logits(jax.ShapeDtypeStruct((8, v), dtype))
@@ -190,8 +190,8 @@ class ChoiceTest(parameterized.TestCase):
       z, student, divergence=oracle.forward_kl, implementation=implementation
     )[0]
     with (
-      mock.patch.object(gpu, "target_devices", return_value=[device]),
-      mock.patch.object(gpu, "launch", side_effect=AssertionError),
+      mock.patch.object(plans, "target_devices", return_value=[device]),
+      mock.patch.object(plans, "launch", side_effect=AssertionError),
     ):
       lowered = jax.jit(jax.grad(loss)).trace(student)
       text = lowered.lower(lowering_platforms=("cuda",)).as_text()
@@ -209,6 +209,8 @@ class ChoiceTest(parameterized.TestCase):
   def test_reasons(self):
     array = jnp.ones((1, 1024))
     self.assertIn("shape (1, 1024)", self.found(lambda q, p: array * (q - p)))
+    loop = lambda q, p: jax.lax.fori_loop(0, 3, lambda i, a: a + q, p)
+    self.assertIn("scan", self.found(loop))
     self.assertIn("lgamma", self.found(lambda q, p: jax.lax.lgamma(q) * p))
     self.assertIn("shared memory", self.found(v=1 << 20))
     with self.assertRaisesRegex(ValueError, "shared memory"):
@@ -256,7 +258,7 @@ class LowerableTest(parameterized.TestCase):
     x = jnp.linspace(low, high, 1001)
     both = lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))
     closed = jax.make_jaxpr(lambda x: lowering.call(both, x))(x)
-    self.assertEmpty(lowering.missing(closed.jaxpr))
+    self.assertEmpty(lowering.missing(closed.jaxpr, closed.consts))
     names = {eqn.primitive.name for eqn in closed.jaxpr.eqns}
     self.assertEmpty(names & set(lowering.SUBSTITUTES) - {"integer_pow"})
     for got, want in zip(lowering.call(both, x), both(x), strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax.sharding import AxisType, PartitionSpec
 
-from kernels import Head, chunked, distill_loss, xla
+from kernels import Head, accumulate, distill_loss, xla
 from kernels.tpu import gemm
 from tests.kernels import oracle
 
@@ -44,7 +44,7 @@ class GemmTest(parameterized.TestCase):
   def test_scores(self, v, gemms):
     h, w, bias = random(0, 40, 512), random(1, 512, v), random(2, v)
     for b in (None, bias):
-      want = chunked.dot(h, w, (1, 0)) + (0 if b is None else b)
+      want = accumulate.dot(h, w, (1, 0)) + (0 if b is None else b)
       got = gemms.scores(h, w, b, jnp.float32)
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 
@@ -54,15 +54,15 @@ class GemmTest(parameterized.TestCase):
   def test_gradients(self, v, gemms, last):
     h, w, dz = random(0, 40, 512), random(1, 512, v), random(2, 40, v)
     dw = random(3, 512, v).astype(jnp.float32) * 1.2345
-    dh, halves = gemms.gradients(h, w, dz, chunked.split32(dw), last)
-    np.testing.assert_allclose(dh, chunked.dot(dz, w, (1, 1)), 1e-5, 1e-3)
-    want = dw + chunked.dot(h, dz, (0, 0))
+    dh, halves = gemms.gradients(h, w, dz, accumulate.split32(dw), last)
+    np.testing.assert_allclose(dh, accumulate.dot(dz, w, (1, 1)), 1e-5, 1e-3)
+    want = dw + accumulate.dot(h, dz, (0, 0))
     if last:
       got, want = halves[0], want.astype(jnp.bfloat16)
       got, want = (np.asarray(x, np.float32) for x in (got, want))
       np.testing.assert_allclose(got, want, rtol=2.0**-7, atol=1e-4)
     else:
-      got = chunked.join32(*halves)
+      got = accumulate.join32(*halves)
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 
   def heads(self, bias=True):

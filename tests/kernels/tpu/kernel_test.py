@@ -16,7 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kd import divergences
-from kernels import Head, Logits, algebra, distill_loss, tile, xla
+from kernels import Head, Logits, distill_loss, linear, xla
+from kernels.phi import Phi
 from kernels.tpu import plans
 from tests.kernels import oracle
 
@@ -92,7 +93,7 @@ class TpuTest(parameterized.TestCase):
     ("jeffreys", lambda lq, lp: (jnp.exp(lq) - jnp.exp(lp)) * (lq - lp)),
   )
   def test_linear_in_the_logs(self, name, phi):
-    self.assertEqual(algebra.linear(tile.Phi(phi)) is None, name == "jeffreys")
+    self.assertEqual(linear.coefficients(Phi(phi)) is None, name == "jeffreys")
     z, z_t, _, _ = problem(9, 555)
     want = oracle.loss((z,), (z_t,), phi, temperature=3.0)
     kw = dict(divergence=phi, temperature=3.0, implementation=plan(rows=8))
@@ -261,6 +262,26 @@ class TpuTest(parameterized.TestCase):
         labels=labels, hard_weight=0.5,
       )  # fmt: skip
       oracle.assert_close((values[i], grads[i]), (want[0], want[3][0]))
+
+
+class TableTest(absltest.TestCase):
+  def test_what_each_generation_takes_was_measured(self):
+    measured = plans.TABLE["measured"]
+    column = {name: i for i, name in enumerate(measured["columns"])}
+    found = {
+      (row[column["choice"]], *row[column["step"]]) for row in measured["rows"]
+    }
+    for name, gen in plans.GENERATIONS.items():
+      with self.subTest(name):
+        self.assertIn(("steps[1]", *gen.steps[1]), found)
+        self.assertIn(("steps[2]", *gen.steps[2]), found)
+        self.assertIn(("busy", *gen.busy), found)
+        self.assertIn(("second", *gen.second), found)
+
+  def test_devices(self):
+    self.assertEqual(plans.KINDS["TPU v5 lite"], "v5e")
+    self.assertEqual(plans.KINDS["TPU7x"], "tpu7x")
+    self.assertEqual(plans.UNKNOWN.vmem, 64 << 20)
 
 
 class RaceTest(absltest.TestCase):
