@@ -92,26 +92,6 @@ class Plan:
     ]
 
 
-def check(path: str, section: Mapping[str, Any], num_classes: int) -> None:
-  """Checks a signal section against the task.
-
-  Raises:
-    UserError: naming the key.
-  """
-  if section["keep"] == "top_k" and section["k"] > num_classes:
-    raise UserError(
-      f"{path}.k = {section['k']}: expected at most the task's {num_classes} "
-      f"classes"
-    )
-  stores = {"keep": "dense", "dtype": "float32", "path": ""}
-  for key, usual in stores.items():
-    if section["live"] and section[key] != usual:
-      raise UserError(
-        f"{path}.{key} = {section[key]!r}: expected {usual!r}, since a live "
-        f"teacher ({path}.live = True) leaves nothing to store"
-      )
-
-
 def label(folder: str, plan: Plan) -> None:
   """Labels a transfer set into a store, or what is missing of it.
 
