@@ -118,6 +118,7 @@ def with_the_task(
         f"{task.num_classes} classes"
       )
   _evaluation(settings, task, asks)
+  _batches(settings, task)
   if asks:
     black_box.check(task)  # what there is to draw from isn't known yet
   else:
@@ -159,6 +160,22 @@ def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
     raise UserError(
       f"mesh.seeds = {devices}: expected a divisor of seeds = "
       f"{settings['seeds']} up to the {jax.device_count()} devices here"
+    )
+
+
+def _batches(settings: Mapping[str, Any], task: "Task") -> None:
+  """Checks that the batches of an interval can lie in memory."""
+  from kd.train import batches
+
+  trained = {"train": (settings["train"], settings["seeds"])}
+  if not settings["teacher"]["path"] and not settings["teacher"]["pretrained"]:
+    trained["teacher.train"] = (settings["teacher"]["train"], 1)
+  for path, (train, seeds) in trained.items():
+    memory(
+      batches.interval_bytes(train, seeds, task),
+      f"{path}.log_every = {train['log_every']} batches of {path}.batch_size "
+      f"= {train['batch_size']} for each seed",
+      (f"{path}.batch_size", f"{path}.log_every"),
     )
 
 
