@@ -36,8 +36,9 @@ import optax
 from absl import app, flags
 from flax import nnx
 
-from kd import config, files, models, objectives, signals
+from kd import config, models, objectives, signals
 from kd.models import functional
+from kd.report import markdown
 from kd.train import arms, coverage, loop, program
 from kd.train.batches import (
   Setup,
@@ -47,7 +48,6 @@ from kd.train.batches import (
   resident,
   transfer_of,
 )
-from kernels.bench import markdown
 
 _DOC = flags.DEFINE_string(
   "doc", "", "A file whose section <!-- arms --> is to hold the table."
@@ -400,8 +400,8 @@ def main(argv: list[str]) -> None:
     rows.append(measure(hidden, repeats, size))
     print(table(rows[-1:], size).splitlines()[-1], flush=True)
   if _DOC.value:
-    files.replace_section(_DOC.value, "arms", table(rows, size))
-    files.replace_section(_DOC.value, "classes", classes_table(wide))
+    markdown.replace_section(_DOC.value, "arms", table(rows, size))
+    markdown.replace_section(_DOC.value, "classes", classes_table(wide))
 
 
 if __name__ == "__main__":

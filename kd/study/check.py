@@ -136,11 +136,11 @@ def with_the_task(
 
 def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
   """Checks the keys that need the number of classes or of devices."""
-  from kd.evaluate import scores
+  from kd.evaluate import registry
 
   options = settings["evaluate"]
   shift = options["shift_classes"]
-  accepted = scores.metric_names(task.num_classes, bool(shift), asks)
+  accepted = registry.names(task.num_classes, bool(shift), asks)
   if options["metric"] not in accepted:
     raise UserError(
       f"evaluate.metric = {options['metric']!r}: expected one of "

@@ -22,7 +22,7 @@ from kd import files
 from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
-from kd.evaluate import cost, scores, stats
+from kd.evaluate import cost, scores, stats, verdict
 from kd.report import page
 from kd.study import check, transfer_sets, workdir
 from kd.study.check import PHASES
@@ -148,6 +148,8 @@ class _Study:
     with self.clock.phase("evaluate"), self._memory("evaluating"):
       results = self._evaluate(states, transfers)
       times = self._latency(results, states)
+    if warnings := [*self.warnings, *verdict.warnings(results)]:
+      results["warnings"] = warnings
     results["provenance"] = self._provenance() | {"latency_seconds": times}
     files.write_json(os.path.join(self.folder, "results.json"), results)
     if last < PHASES.index("report"):
@@ -229,7 +231,6 @@ class _Study:
       "signal": self._counts(transfers),
       "baseline": settings["baseline"],
       "seeds": self.seeds,
-      **({"warnings": self.warnings} if self.warnings else {}),
       "arms": {
         name: {
           "config": arm,
@@ -297,7 +298,7 @@ class _Study:
       made = json.load(f)
     return {
       "evidence": "run",
-      **{k: v for k, v in made.items() if k != "config"},
+      **{k: v for k, v in made.items() if k not in ("config", "words")},
       "seconds": self.clock.seconds,
     }
 
