@@ -1,26 +1,29 @@
 """Runs a study. Kept short, so that all the rest can be imported and tested.
 
 python main.py [--config=configs/digits.py[:smoke]] [--workdir=DIR]
-               [--config.KEY=VALUE ...] [--phase=PHASE | --phase=FROM:TO]
+               [--config.KEY=VALUE ...] [--config.KEY.sweep='(V, W)' ...]
+               [--phase=PHASE | --phase=FROM:TO] [--compilation_cache=DIR]
 """
 
 import os
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import app, flags, logging
 
+from kd import interrupts
+from kd.config import command_line
 from kd.errors import UserError
+from kd.parallel import compilation_cache
 
 DEFAULT = os.path.join(os.path.dirname(__file__), "configs", "digits.py")
 
 
 def define_flags() -> None:
-  """Defines the flags; ml_collections reads the config's overrides here."""
-  config_flags.DEFINE_config_file(
+  flags.DEFINE_string(
     "config",
     os.path.relpath(DEFAULT),
-    "The study: a file with get_config(arg), as FILE or FILE:arg.",
+    "The study: a file with get_config(arg), as FILE or FILE:arg. "
+    "--config.KEY=VALUE sets a key of it.",
   )
   flags.DEFINE_string(
     "workdir", "", "Where the study is kept; default runs/STUDY-HASH."
@@ -31,55 +34,45 @@ def define_flags() -> None:
     "Run up to this phase (teacher, label, train, evaluate, report); FROM: "
     "runs from one on, FROM:TO those between.",
   )
-
-
-def parse(argv: list[str]) -> list[str]:
-  """Parses the flags and sees that there is a config, and nothing more."""
-  rest = flags.FLAGS(argv)
-  if len(rest) > 1:
-    raise UserError(f"unknown argument {rest[1]!r}: expected flags alone")
-  flags.FLAGS.config.keys()  # raises where the file could not be loaded
-  return rest
-
-
-def main(argv: list[str]) -> None:
-  del argv
-  from kd import study
-  from kd.train import logs  # after the flags: a typo need not wait for jax
-
-  logs.listen()
-  study.log_devices()
-  study.run(
-    flags.FLAGS.config, flags.FLAGS.workdir or None, phase=flags.FLAGS.phase
+  flags.DEFINE_string(
+    "compilation_cache",
+    compilation_cache.default(),
+    "Where compiled programs are kept for other runs; '' keeps none. The "
+    "variable JAX_COMPILATION_CACHE_DIR goes before it.",
   )
 
 
+def main(argv: list[str]) -> None:
+  arguments, overrides = command_line.split(argv)
+  define_flags()
+  rest = flags.FLAGS(arguments)
+  if len(rest) > 1:
+    raise UserError(f"unknown argument {rest[1]!r}: expected flags alone")
+  values = flags.FLAGS
+  compilation_cache.use(values.compilation_cache)
+  config = command_line.override(command_line.read(values.config), overrides)
+  from kd import study  # after the flags: a typo need not wait for jax
+  from kd.train import logs
+
+  logging.use_absl_handler()
+  logs.listen()
+  results = study.run(config, values.workdir or None, phase=values.phase)
+  if results is not None:
+    print(study.verdict(results), flush=True)
+
+
 def run() -> None:
+  if any(a.lstrip("-").split("=")[0].startswith("help") for a in sys.argv[1:]):
+    define_flags()
+    app.run(main)  # which shows the help and exits
+  interrupts.watch()
   try:
-    # What a config file or a flag's parser raises is about the user's input.
-    try:
-      define_flags()
-      if any(a.lstrip("-").startswith("help") for a in sys.argv[1:]):
-        app.run(main)  # which shows the help and exits
-      parse(sys.argv)
-    except Exception as error:
-      raise UserError(_brief(error)) from error
-    app.run(main, flags_parser=lambda argv: argv)
-  except UserError as error:
+    main(sys.argv)
+  except (UserError, flags.Error) as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
     # Not sys.exit: on a full disk, libraries' exit hooks would only add their
     # own failures to write.
     os._exit(2)
-
-
-def _brief(error: Exception) -> str:
-  """Returns an exception's words, of a traceback in them the end alone."""
-  words = str(error).strip()
-  if isinstance(error, AttributeError | KeyError):  # from ml_collections
-    words = words.replace("\\n", ". ").replace("\\'", "").strip("\"'")
-    return f"--config.KEY=VALUE: the config has no key {words!r}"
-  before, traceback, _ = words.partition("Traceback")
-  return before + " " + words.splitlines()[-1] if traceback else words
 
 
 if __name__ == "__main__":

@@ -7,20 +7,26 @@ import pathlib
 import zlib
 from typing import Any
 
-from kd.errors import UserError
+from kd.errors import UserError, why
 
 
 def write_text(path: str, text: str) -> None:
   """Writes a text beside `path` and renames it, so that no reader sees half.
 
   The text is on the disk when this returns.
+
+  Raises:
+    UserError: it cannot be written.
   """
   scratch = f"{path}.tmp"
-  with open(scratch, "w", encoding="utf-8") as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(scratch, path)
+  try:
+    with open(scratch, "w", encoding="utf-8") as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(scratch, path)
+  except OSError as error:
+    raise UserError(f"{path}: cannot be written ({why(error)})") from error
 
 
 def write_json(path: str, value: Any) -> None:

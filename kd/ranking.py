@@ -42,9 +42,12 @@ def plackett_luce(
   log(sum_R + (1 - i / b) sum_B). It needs no order, is never below the ideal
   (Jensen), equals it where the block's student scores are equal, where it is
   stationary too, and is the plain likelihood without ties. (Breslow's rule,
-  sum_R + sum_B for every pick, is further above.) "index" takes tied items as
-  they come, as a plain sort does: it teaches the arbitrary order of the list,
-  and is here so that a study can show what that does. Memory is K^2 a list.
+  sum_R + sum_B for every pick, is further above.) So it pulls the scores of
+  tied items together, and a teacher's votes do not mean that: equal counts of
+  few samples say that the order is unknown, not that the items are equal.
+  `pairwise_logistic` leaves tied items alone. "index" takes tied items as they
+  come, as a plain sort does: it teaches the arbitrary order of the list, and is
+  here so that a study can show what that does. Memory is K^2 a list.
 
   Source: Xia et al., ListMLE (2008); Efron, JASA 72 (1977).
 

@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.extend import core as jex_core
 
 from kernels import tile
+from kernels.jaxprs import bind, walk
+from kernels.phi import Phi
 
 LN2 = math.log(2)
 INF = math.inf
@@ -72,7 +73,7 @@ def _range(candidates) -> tuple[float, float]:
   return min(candidates), max(candidates)
 
 
-def value_and_slope(phi: tile.Phi, consts, lq, lp, q, p, reciprocal=None):
+def value_and_slope(phi: Phi, consts, lq, lp, q, p, reciprocal=None):
   """Returns phi and u = dphi/dlq as Values.
 
   Args:
@@ -100,7 +101,7 @@ def without(value: Value, u: Value) -> tuple[Value, float]:
   return value, 0.0
 
 
-def value(phi: tile.Phi, consts, lq, lp, q, p, reciprocal=None) -> Value:
+def value(phi: Phi, consts, lq, lp, q, p, reciprocal=None) -> Value:
   """Returns phi alone; see `value_and_slope`."""
   fn = phi.of_floored
   (out,) = _evaluate(fn, phi, consts, lq, lp, q, p, reciprocal)
@@ -151,18 +152,7 @@ class _Evaluator:
     self.keep = []  # what `seen` refers to by id
 
   def run(self, jaxpr, consts, args) -> list[Value]:
-    consts = [self.lift(c) for c in consts]
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
-    read = lambda v: (
-      self.lift(v.val) if isinstance(v, jex_core.Literal) else env[v]
-    )
-    for eqn in jaxpr.eqns:
-      env.update(
-        zip(eqn.outvars, self.apply(eqn, [read(v) for v in eqn.invars]),
-            strict=True)
-      )  # fmt: skip
-    return [read(v) for v in jaxpr.outvars]
+    return walk(jaxpr, consts, args, self.apply, self.lift)
 
   def lift(self, c) -> Value:
     if isinstance(c, Tracer) or jnp.ndim(c):
@@ -173,9 +163,6 @@ class _Evaluator:
 
   def apply(self, eqn, args: list[Value]) -> list[Value]:
     name = eqn.primitive.name
-    inner = tile.inlined(eqn)
-    if inner is not None:
-      return self.run(inner.jaxpr, inner.consts, args)
     key = (name, str(eqn.params), *((a.factor, id(a.x)) for a in args))
     if key not in self.seen:
       self.keep.append(args)
@@ -194,10 +181,7 @@ class _Evaluator:
         arrays.append(jnp.full(v.aval.shape, a.factor, v.aval.dtype))
       else:
         arrays.append(a.x if a.factor == 1 else a.x * a.factor)
-    params = eqn.primitive.get_bind_params(eqn.params)
-    outs = eqn.primitive.bind(*arrays, **params)
-    outs = outs if eqn.primitive.multiple_results else [outs]
-    return [Value(1.0, x) for x in outs]
+    return [Value(1.0, x) for x in bind(eqn, arrays)]
 
   # Rules: name of the primitive, None where it does not apply.
 
@@ -381,104 +365,3 @@ class _Evaluator:
     x = jax.lax.select_n(which, *xs)
     low, high = min(c.low for c in cases), max(c.high for c in cases)
     return Value(factor, x, low, high)
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear:
-  """phi = q (a lq + b lp + c) + p (d lq + e lp + f).
-
-  Sums of such a phi need no normalised q and p: sum_v q lq, say, follows from
-  sums of e and e x over V, with x = lq + log s and e = e^x.
-  """
-
-  a: float
-  b: float
-  c: float
-  d: float
-  e: float
-  f: float
-
-
-def linear(phi: tile.Phi) -> Linear | None:
-  """Returns phi's coefficients, None if it has none or has two kinds of slope.
-
-  u = dphi/dlq is q (a lq + b lp) + d p and a multiple of q; only one of the
-  first two may be there, so that it is one array.
-  """
-  jaxpr, consts = phi._trace(jnp.zeros((1, 1), jnp.float32))
-  if consts:
-    return None
-  try:
-    (out,) = _polynomials(jaxpr, ({("", "lq"): 1.0}, {("", "lp"): 1.0}))
-  except NotImplementedError:
-    return None
-  names = [("q", "lq"), ("q", "lp"), ("q", ""), ("p", "lq"), ("p", "lp"),
-           ("p", "")]  # fmt: skip
-  found = Linear(*(out.pop(n, 0.0) for n in names))
-  two = (found.a or found.b) and found.d
-  return None if any(out.values()) or two else found
-
-
-def _polynomials(jaxpr, args) -> list[dict]:
-  """Evaluates a jaxpr on polynomials {(q or p, lq or lp): coefficient}.
-
-  Either name may be missing, "".
-  """
-  env = dict(zip(jaxpr.invars, args, strict=True))
-  one = ("", "")
-
-  def read(v):
-    if not isinstance(v, jex_core.Literal):
-      return env[v]
-    if jnp.ndim(v.val):
-      raise NotImplementedError
-    return {one: float(v.val)}
-
-  def add(x, y, sign=1.0):
-    keys = {**x, **y}
-    return {k: x.get(k, 0.0) + sign * y.get(k, 0.0) for k in keys}
-
-  def mul(x, y):
-    out = {}
-    for (a, b), c in x.items():
-      for (d, e), f in y.items():
-        if (a and d) or (b and e):
-          raise NotImplementedError
-        out = add(out, {(a + d, b + e): c * f})
-    return out
-
-  def exp(x):
-    for name in "qp":
-      if x == {("", "l" + name): 1.0}:
-        return {(name, ""): 1.0}
-    raise NotImplementedError
-
-  def less(x, y):
-    """log < -1e30 is false in a kernel, which floors logits at -1e25."""
-    is_log = x in ({("", "lq"): 1.0}, {("", "lp"): 1.0})
-    if is_log and set(y) == {one} and y[one] <= -1e27:
-      return False
-    raise NotImplementedError
-
-  rules = {
-    "add": add,
-    "add_any": add,
-    "sub": lambda x, y: add(x, y, -1.0),
-    "neg": lambda x: add({}, x, -1.0),
-    "mul": mul,
-    "exp": exp,
-    "lt": less,
-    "select_n": lambda which, *cases: cases[which],
-    "broadcast_in_dim": lambda x: x,
-    "convert_element_type": lambda x: x,
-  }
-  for eqn in jaxpr.eqns:
-    values = [read(v) for v in eqn.invars]
-    if eqn.primitive.name == "jit" and not eqn.params["jaxpr"].consts:
-      outs = _polynomials(eqn.params["jaxpr"].jaxpr, values)
-    elif eqn.primitive.name in rules:
-      outs = [rules[eqn.primitive.name](*values)]
-    else:
-      raise NotImplementedError
-    env.update(zip(eqn.outvars, outs, strict=True))
-  return [read(v) for v in jaxpr.outvars]

@@ -1,5 +1,6 @@
 """The public losses: what they mean, what they accept, where they run."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from kernels import check, reference, scan, scores, tile, xla
-from kernels.types import Head, Logits, Rows, TopK
+from kernels import arguments, chunked, log_probs, reference, xla
+from kernels.phi import Phi
+from kernels.plan import Operands, Plan, Spec, vary, varying
+from kernels.types import Head, Logits, Rows, TopK, num_rows, operand_dtype
 
-Implementation = str | scan.Plan
+Implementation = str | Plan
 
 
 def distill_loss(
@@ -49,10 +52,11 @@ def distill_loss(
     weights: [N]; None means 1 / N each. A row of weight 0 counts for nothing,
       whatever it holds: NaN, infinities, labels out of range.
     labels: [N] ids; needed unless hard_weight is known to be 0. Traced labels
-      out of range make the loss NaN; concrete ones raise.
+      out of range make their rows and the loss NaN; concrete ones raise. So do
+      the ids of a TopK teacher that are out of range or twice in a row.
     hard_weight, soft_weight: scalars.
     implementation: "auto" follows the platform that is lowered for;
-      "reference", "xla", "tpu", "gpu"; or a `scan.Plan`, for tuning:
+      "reference", "xla", "tpu", "gpu"; or a `plan.Plan`, for tuning:
       `dataclasses.replace(xla.CPU, chunk=64)`.
     vocab_axis: mesh axis over which V is sharded, inside shard_map. Hidden
       states, labels, TopK and weights are the same on every shard, kernels,
@@ -65,8 +69,8 @@ def distill_loss(
     without gradients, 0 in rows of weight 0; rows.hard is 0 without labels.
 
   Raises:
-    check.ArgumentError (a ValueError and a TypeError), with the argument, what
-    was got and what was expected.
+    arguments.ArgumentError (a ValueError and a TypeError), with the argument,
+    what was got and what was expected.
 
   >>> import jax.numpy as jnp
   >>> kl = lambda lq, lp: jnp.exp(lp) * (lp - lq)
@@ -76,11 +80,11 @@ def distill_loss(
   >>> print(f"{loss:.4f}")
   0.1438
   """
-  vocab_size = check.loss_arguments(
+  vocab_size = arguments.of_loss(
     student, teacher, divergence, temperature, weights, labels, hard_weight,
     soft_weight, vocab_axis,
   )  # fmt: skip
-  n = scan.num_rows(student)
+  n = num_rows(student)
   f32 = jnp.float32
   weighted = weights is not None
   if weights is None:
@@ -93,33 +97,36 @@ def distill_loss(
   )
   consts = lax.stop_gradient(consts)
   if labels is not None:
-    labels = jnp.asarray(labels).astype(jnp.int32)
+    labels = arguments.int32(labels, vocab_size)
+  if isinstance(teacher, TopK):
+    ids = arguments.int32(teacher.ids, vocab_size)
+    teacher = dataclasses.replace(teacher, ids=ids)
   if implementation == "reference":
-    check.reference(vocab_axis)
+    arguments.reference(vocab_axis)
     return reference.distill_loss(
       student, teacher, labels, divergence=divergence, **consts
     )
   phi = None
   if teacher is not None:
-    phi = tile.Phi.of(divergence, scan.operand_dtype(student))
-  spec = scan.Spec(
+    phi = Phi.of(divergence, operand_dtype(student))
+  spec = Spec(
     phi=phi,
     hard=labels is not None,
-    hard_slope=labels is not None and not check.is_known(hard_weight, 0),
-    unit_temperature=check.is_known(temperature, 1),
+    hard_slope=labels is not None and not arguments.is_known(hard_weight, 0),
+    unit_temperature=arguments.is_known(temperature, 1),
     vocab_size=vocab_size,
     vocab_axis=vocab_axis,
     weighted=weighted,
   )
-  ops = scan.Operands(
+  ops = Operands(
     teacher=lax.stop_gradient(teacher),
     labels=labels,
     consts=[] if phi is None else phi.constants(),
     **consts,
   )
   plans = select_plans(implementation, spec, student, teacher)
-  student = scan.vary(student, scan.varying((student, ops)))
-  loss, rows = scan.loss_and_rows(plans, spec, student, ops)
+  student = vary(student, varying((student, ops)))
+  loss, rows = chunked.loss_and_rows(plans, spec, student, ops)
   if vocab_axis is not None:
     loss, rows = lax.psum((loss, rows), vocab_axis)
   return loss, lax.stop_gradient(rows)
@@ -146,7 +153,7 @@ def token_log_probs(
     implementation, vocab_axis: as in `distill_loss`.
 
   Raises:
-    check.ArgumentError, as `distill_loss`.
+    arguments.ArgumentError, as `distill_loss`.
 
   >>> import jax.numpy as jnp
   >>> logits = Logits(jnp.log(jnp.array([[0.25, 0.75]])))
@@ -154,21 +161,21 @@ def token_log_probs(
   -0.2877
   """
   z = head_or_logits
-  vocab_size = check.score_arguments(z, ids, temperature, vocab_axis)
+  vocab_size = arguments.of_scores(z, ids, temperature, vocab_axis)
   temperature = lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
-  ids = jnp.asarray(ids).astype(jnp.int32)
+  ids = arguments.int32(ids, vocab_size)
   valid = (ids >= 0) & (ids < vocab_size)
   safe = jnp.where(valid, ids, 0)
   if implementation == "reference":
-    check.reference(vocab_axis)
+    arguments.reference(vocab_axis)
     out = reference.token_log_probs(reference.logits(z), safe, temperature)
     return jnp.where(valid, out, jnp.nan)
   plans = select_plans(implementation, None, z, None)
-  axes = scan.varying((z, ids, temperature))
+  axes = varying((z, ids, temperature))
   if vocab_axis is not None and axes and vocab_axis not in axes:
     axes = (*axes, vocab_axis)
-  z = scan.vary(z, axes)
-  out = scores.token_log_probs(
+  z = vary(z, axes)
+  out = log_probs.token_log_probs(
     plans, vocab_size, vocab_axis, z, safe, temperature
   )
   out = out if vocab_axis is None else lax.psum(out, vocab_axis)
@@ -176,23 +183,26 @@ def token_log_probs(
 
 
 def select_plans(
-  implementation: Implementation, spec: scan.Spec | None, student, teacher: Any
-) -> tuple[tuple[str, scan.Plan], ...]:
-  """Returns (platform, plan) pairs for `scan.on_platform`.
+  implementation: Implementation,
+  spec: Spec | None,
+  student,
+  teacher: Any,
+) -> tuple[tuple[str, Plan], ...]:
+  """Returns (platform, plan) pairs for `plan.on_platform`.
 
-  kernels.tpu and kernels.gpu have `plans(spec, student, teacher)`, which
-  returns {platform: plan} or a string that says why not: "cpu" in interpret
-  mode, "tpu" or "cuda" compiled. spec is None for token_log_probs.
+  kernels.tpu and kernels.gpu have `plans.by_platform(spec, student, teacher)`,
+  which returns {platform: plan} or a string that says why not: "cpu" in
+  interpret mode, "tpu" or "cuda" compiled. spec is None for token_log_probs.
   "auto" takes those that say `auto`, for the platform of the mesh in effect
   where there is one (jax.set_mesh, shard_map), else for all platforms.
   """
-  if isinstance(implementation, scan.Plan):
+  if isinstance(implementation, Plan):
     return (("default", implementation),)
   if implementation not in ("auto", "xla", "tpu", "gpu"):
-    raise check.bad(
+    raise arguments.bad(
       "implementation",
       repr(implementation),
-      "'auto', 'reference', 'xla', 'tpu', 'gpu' or a kernels.scan.Plan",
+      "'auto', 'reference', 'xla', 'tpu', 'gpu' or a kernels.plan.Plan",
     )
   plans = {"cpu": xla.CPU, "default": xla.ACCELERATOR}
   if implementation == "xla":
@@ -210,10 +220,10 @@ def select_plans(
     return tuple(plans.items())
   found = _kernel_plans(implementation, spec, student, teacher)
   if isinstance(found, str):
-    raise check.bad("implementation", repr(implementation), found)
+    raise arguments.bad("implementation", repr(implementation), found)
   here = target or _PLATFORMS.get(jax.default_backend(), jax.default_backend())
   if here not in found:
-    raise check.bad(
+    raise arguments.bad(
       "implementation",
       f"{implementation!r} on platform {here!r}",
       f"one of the platforms {sorted(found)}, or implementation 'auto'",
@@ -237,4 +247,4 @@ def _target_platform() -> str | None:
 def _kernel_plans(name: str, spec, student, teacher) -> dict | str:
   # Imported here: Pallas takes 0.2 s, which "xla" and "reference" need not pay.
   module = importlib.import_module(f"kernels.{name}")
-  return module.plans(spec, student, teacher)
+  return module.plans.by_platform(spec, student, teacher)

@@ -26,13 +26,29 @@ def logits(scores, alive=None):
   return jnp.maximum(z, tile.FLOOR)
 
 
+def poison(invalid):
+  """Returns [N] factors: NaN, also of the gradient, where invalid, else 1."""
+  return jnp.where(invalid, jnp.nan, 1.0).astype(f32)
+
+
 def log_probs(z, temperature):
   return jax.nn.log_softmax(jnp.maximum(z / temperature, tile.FLOOR))
 
 
-def topk_pair(x, teacher, alive):
-  """Returns (lq, lp) over the K ids and, if the tail is a bucket, the rest."""
-  ids = jnp.where(alive[:, None], teacher.ids, jnp.arange(teacher.ids.shape[1]))
+def topk_pair(x, teacher, alive, vocab_size=None):
+  """Returns (lq, lp) over the K ids and, if the tail is a bucket, the rest.
+
+  lq, and its gradient, are NaN in rows with ids out of range or twice.
+
+  Args:
+    x: [N, V] z / T.
+    teacher: TopK.
+    alive: [N] bool; other rows may hold anything.
+    vocab_size: the true V, if x has padding columns.
+  """
+  invalid = alive & teacher.invalid(vocab_size or x.shape[1])
+  x, known = x * poison(invalid)[:, None], (alive & ~invalid)[:, None]
+  ids = jnp.where(known, teacher.ids, jnp.arange(teacher.ids.shape[1]))
   lp = jnp.where(alive[:, None], teacher.log_probs.astype(f32), 0)
   lp = jnp.maximum(lp, tile.FLOOR)
   x_k = jnp.take_along_axis(x, ids, 1)
@@ -57,15 +73,18 @@ def distill_loss(
     teacher = jax.lax.stop_gradient(teacher)
     if isinstance(teacher, TopK):
       x = jnp.maximum(z / temperature, tile.FLOOR)
-      lq, lp = topk_pair(x, teacher, alive)
+      lq, lp = topk_pair(x, teacher, alive, student.vocab_size)
     else:
       lq = log_probs(z, temperature)
       lp = log_probs(logits(teacher, alive), temperature)
-    dead = jnp.maximum(lq, lp) < tile.DEAD  # see tile.terms
+    dead = jnp.maximum(lq, lp) < tile.DEAD  # see Phi.terms
     lq, lp = jnp.where(dead, -1.0, lq), jnp.where(dead, -1.0, lp)
     soft = temperature**2 * jnp.where(dead, 0, divergence(lq, lp)).sum(1)
   if labels is not None:
-    hard = -token_log_probs(z, jnp.where(alive, labels, 0), 1.0)
+    size = student.vocab_size or z.shape[1]
+    invalid = alive & ((labels < 0) | (labels >= size))
+    labels = jnp.where(alive & ~invalid, labels, 0)
+    hard = -token_log_probs(z * poison(invalid)[:, None], labels, 1.0)
   soft, hard = (jnp.where(alive, x, 0) for x in (soft, hard))
   total = jnp.where(
     alive, weights * (soft_weight * soft + hard_weight * hard), 0
@@ -75,5 +94,4 @@ def distill_loss(
 
 def token_log_probs(z, ids, temperature):
   lq = log_probs(z, temperature)
-  picked = jnp.take_along_axis(lq, ids[:, None], 1, mode="fill")[:, 0]
-  return jnp.where(ids < 0, jnp.nan, picked)
+  return jnp.take_along_axis(lq, ids[:, None], 1)[:, 0]

@@ -8,7 +8,8 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 
 def _static(default):
@@ -56,6 +57,9 @@ class TopK:
 
   Attributes:
     ids: [N, K] int32, distinct within a row; global ids under `vocab_axis`.
+      Concrete ids out of range, or twice in a row, raise; a row with traced
+      ones is NaN. So a list of fewer than K ids is filled up with other ids, of
+      log-probability -inf.
     log_probs: [N, K], natural log-probabilities at the loss's temperature,
       normalised over all of V (so they sum to less than 1).
     tail: what stands for the V - K other ids.
@@ -70,6 +74,12 @@ class TopK:
   log_probs: Float[Array, "N K"]
   tail: Literal["bucket", "renormalize"] | str = _static("bucket")
 
+  def invalid(self, vocab_size: int) -> Bool[Array, "N"]:
+    """Returns which rows hold an id out of range, or one twice."""
+    ids = jnp.sort(self.ids, axis=1)
+    outside = (ids[:, 0] < 0) | (ids[:, -1] >= vocab_size)
+    return outside | (ids[:, 1:] == ids[:, :-1]).any(1)
+
 
 class Rows(NamedTuple):
   """Per-row terms for logging, in nats, without gradients; 0 at weight 0.
@@ -81,3 +91,23 @@ class Rows(NamedTuple):
 
   soft: Float[Array, "N"]
   hard: Float[Array, "N"]
+
+
+def operand_dtype(scores: Head | Logits):
+  """Returns the dtype of a head's GEMMs, or of given logits."""
+  if isinstance(scores, Logits):
+    return scores.values.dtype
+  return jnp.promote_types(scores.hidden.dtype, scores.kernel.dtype)
+
+
+def num_columns(scores: Head | Logits) -> int:
+  """Returns V, local under vocab_axis and padding columns included."""
+  if isinstance(scores, Logits):
+    return scores.values.shape[1]
+  return scores.kernel.shape[1]
+
+
+def num_rows(scores: Head | Logits) -> int:
+  if isinstance(scores, Logits):
+    return scores.values.shape[0]
+  return scores.hidden.shape[0]

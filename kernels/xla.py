@@ -5,156 +5,25 @@ exponentials of the first pass are kept for q and p; a chunk sits in cache and
 exp is what costs. `stash=False` (accelerators): max and sum of student and
 teacher in one variadic lax.reduce and nothing kept; memory traffic is what
 costs: 7 N V b in three sweeps (statistics; D and U = sum u; dz), labels and
-all, where plain JAX takes 9 to 12 (compiled for TPU: kernels.report_traffic).
-5 is what forward KL alone can do, for which U is known to be -1. On this CPU
-the variadic reduce takes 6.9 ms per 2.1M elements, max and a stashed exp with
-its sum 0.56 ms.
+all, where plain JAX takes 9 to 12 (compiled for TPU: kernels.report.traffic).
+5 is what forward KL alone can do, for which U is known to be -1.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import scan, tile
+from kernels import chunked, tile
+from kernels.plan import Plan, vary, varying
+from kernels.softmax import Softmax, norms, row_sums, softmax_of, softmaxes
+from kernels.types import Head
 
 f32 = jnp.float32
-LANES = 256  # of the first level of a sum
 BLOCK = 1 << 18  # numbers of a row block in cache
-
-
-class Softmax(NamedTuple):
-  """log_p = x - m - log s, p = exp(log_p), lse = m + log s, fix = its error."""
-
-  log_p: jax.Array
-  p: jax.Array
-  lse: jax.Array  # [C, 1]
-  fix: jax.Array  # [C, 1]
-
-
-def row_sum(x, stash: bool = True):
-  """Returns sum_v x [C, 1]; on a CPU (`stash`) in two levels.
-
-  One running sum of 65,536 terms can be off by 4e-6, which shows in D at high
-  T. Accelerators sum in many lanes anyway, and might copy for the reshape.
-  """
-  v = x.shape[1]
-  main = v // LANES * LANES
-  if v < 2 * LANES or not stash:
-    return x.sum(1, keepdims=True)
-  blocks = x[:, :main].reshape(len(x), -1, LANES).sum(1)
-  total = blocks.sum(1, keepdims=True)
-  return total if main == v else total + x[:, main:].sum(1, keepdims=True)
-
-
-def row_sums(a, b, stash: bool):
-  """Returns the sums over V of two arrays, [C, 1].
-
-  On GPUs as those of one complex array: of two reductions, or of a variadic
-  one, XLA there makes several consumers of what a and b share, and writes
-  logarithms out for them (JSD, compiled for H100: 18 NV b, so 7).
-  """
-
-  def apart(a, b):
-    return row_sum(a, stash), row_sum(b, stash)
-
-  def at_once(a, b):
-    both = lax.complex(a, b).sum(1, keepdims=True)
-    return both.real, both.imag
-
-  if stash:
-    return apart(a, b)
-  gpus = dict(cuda=at_once, rocm=at_once)
-  return lax.platform_dependent(a, b, default=apart, **gpus)
-
-
-def row_max(x):
-  """Returns max_v x [C, 1], finite unless an x is NaN or +inf."""
-  return jnp.maximum(x.max(1, keepdims=True), tile.FLOOR)
-
-
-def online_max_sum(*xs):
-  """Returns [(max, sum exp(x - max))] of each x, [C, 1], in one pass."""
-
-  def combine(a, b):
-    out = []
-    for m_a, s_a, m_b, s_b in zip(
-      a[::2], a[1::2], b[::2], b[1::2], strict=True
-    ):
-      m = jnp.maximum(m_a, m_b)
-      out += [m, s_a * jnp.exp(m_a - m) + s_b * jnp.exp(m_b - m)]
-    return tuple(out)
-
-  operands = [o for x in xs for o in (x, jnp.ones_like(x))]
-  init = [f32(tile.FLOOR), f32(0)] * len(xs)
-  out = lax.reduce(tuple(operands), tuple(init), combine, (1,))
-  out = [o[:, None] for o in out]
-  return list(zip(out[::2], out[1::2], strict=True))
-
-
-class Norm(NamedTuple):
-  """What a softmax divides by: log_p = (x - m) - log_s."""
-
-  m: jax.Array  # [C, 1], as are the next three
-  s: jax.Array
-  log_s: jax.Array
-  fix: jax.Array
-  exps: jax.Array | None  # [C, V] exp(x - m), if kept
-
-
-def norms(xs, axis: str | None, stash: bool) -> list[Norm]:
-  """Returns the normaliser of each x [C, V], over all shards of `axis`."""
-  if not xs:
-    return []
-  exps = [None] * len(xs)
-  if stash:
-    maxima = [row_max(x) for x in xs]
-    maxima = [lax.pmax(m, axis) for m in maxima] if axis else maxima
-    # x itself may hold -inf; only log_p is floored, where that costs no pass.
-    exps = [jnp.exp(x - m) for x, m in zip(xs, maxima, strict=True)]
-    sums = [row_sum(e) for e in exps]
-  else:
-    stats = online_max_sum(*(jnp.maximum(x, tile.FLOOR) for x in xs))
-    local = [m for m, _ in stats]
-    maxima = [lax.pmax(m, axis) for m in local] if axis else local
-    sums = [
-      s * jnp.exp(m - top) for (m, s), top in zip(stats, maxima, strict=True)
-    ]
-  sums = lax.psum(sums, axis) if axis else sums
-  sums = [jnp.maximum(s, tile.TINY) for s in sums]  # all -inf: no NaN, p = 0
-  return [
-    Norm(m, s, *tile.split_log(s), e)
-    for m, s, e in zip(maxima, sums, exps, strict=True)
-  ]
-
-
-def softmax_of(x, norm: Norm) -> Softmax:
-  x = x if norm.exps is not None else jnp.maximum(x, tile.FLOOR)
-  log_p = jnp.maximum((x - norm.m) - norm.log_s, tile.FLOOR)
-  p = jnp.exp(log_p) if norm.exps is None else norm.exps * (1 / norm.s)
-  return Softmax(log_p, p, norm.m + norm.log_s, norm.fix)
-
-
-def softmaxes(xs, axis: str | None, stash: bool) -> list[Softmax]:
-  """Returns the softmax over V of each x [C, V]; over all shards of `axis`."""
-  return list(map(softmax_of, xs, norms(xs, axis, stash)))
-
-
-def log_sum_exp(x, axis: str | None, stash: bool):
-  """Returns the lse [C, 1] of x over V, over all shards of `axis`."""
-  if stash:
-    m = row_max(x)
-    s = row_sum(jnp.exp(x - m))
-  else:
-    ((m, s),) = online_max_sum(jnp.maximum(x, tile.FLOOR))
-  if axis:
-    top = lax.pmax(m, axis)
-    m, s = top, lax.psum(s * jnp.exp(m - top), axis)
-  hi, lo = tile.split_log(jnp.maximum(s, tile.TINY))
-  return (m + hi) + lo
 
 
 def columns(chunk, v: int):
@@ -224,8 +93,8 @@ def dense_rows(spec, chunk, dtype, *, stash: bool):
     """Returns (the student's softmax, the teacher's, phi, u)."""
     xs = [tile.scaled(z, inv_t, valid) for z in (z_s, z_t)]
     a, b = map(softmax_of, xs, every[:2])
-    args = (spec.phi, chunk.consts, a.log_p, b.log_p, a.p, b.p)
-    return a, b, *tile.terms(*args)
+    args = (chunk.consts, a.log_p, b.log_p, a.p, b.p)
+    return a, b, *spec.phi.terms(*args)
 
   if spec.phi is not None:
     student, teacher, value, u = soft_terms(chunk.z_s, chunk.teacher)
@@ -284,7 +153,7 @@ def topk_rows(spec, chunk, dtype, *, stash: bool):
     lp = jax.nn.log_softmax(lp)
   lq = jax.nn.log_softmax(x_k)
   q = jnp.exp(lq)
-  value, u = tile.terms(spec.phi, chunk.consts, lq, lp, q, jnp.exp(lp))
+  value, u = spec.phi.terms(chunk.consts, lq, lp, q, jnp.exp(lp))
   d = share(value.sum(1), axis)
   total = u.sum(1, keepdims=True)
   ce = jnp.zeros(c, f32)
@@ -321,11 +190,11 @@ def in_blocks(rows, spec, chunk, dtype):
   dz = None
   if dtype is not None:
     dz = chunk.z_s if in_place else jnp.zeros((c, v), dtype)
-  init = scan.vary((zeros, zeros, dz), scan.varying(chunk))
+  init = vary((zeros, zeros, dz), varying(chunk))
 
   def body(carry, start, fresh):
     del fresh
-    read, write = scan.at(start, block, c)
+    read, write = chunked.at(start, block, c)
     # The barrier makes XLA copy the block. Otherwise its consumers read the
     # whole carry, and the update in place becomes a copy of [C, V] per block.
     z_s, teacher = lax.optimization_barrier(
@@ -345,7 +214,7 @@ def in_blocks(rows, spec, chunk, dtype):
       for old, x in zip(carry, new, strict=True)
     )
 
-  return scan.over_chunks(c, block, body, init)
+  return chunked.over_chunks(c, block, body, init)
 
 
 def cpu_rule(n: int, v: int, student, teacher) -> int:
@@ -379,7 +248,7 @@ def accelerator_rule(n: int, v: int, student, teacher) -> int:
   Given logits are not chunked: their gradient has their size anyway.
   """
   del teacher
-  if not isinstance(student, scan.Head):
+  if not isinstance(student, Head):
     return n
   return max(256, (1 << 26) // v // 128 * 128)
 
@@ -389,14 +258,14 @@ def _rows(rows, stash: bool):
   return functools.partial(in_blocks, rows) if stash else rows
 
 
-CPU = scan.Plan(
+CPU = Plan(
   rows=_rows(dense_rows, True),
   topk_rows=_rows(topk_rows, True),
   rule=cpu_rule,
   width=cpu_width,
   stash=True,
 )
-ACCELERATOR = scan.Plan(
+ACCELERATOR = Plan(
   rows=_rows(dense_rows, False),
   topk_rows=_rows(topk_rows, False),
   rule=accelerator_rule,

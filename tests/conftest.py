@@ -1,11 +1,6 @@
 """Compiled programs are kept between tests, and between runs of the tests."""
 
-import os
-import pathlib
-
-CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+from kd.parallel import compilation_cache
 
 # Before jax is imported, and for the processes that tests start, too.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+compilation_cache.use(compilation_cache.default(), seconds=0.1)

@@ -7,7 +7,16 @@ from absl.testing import absltest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ORDER = (
-  *("errors", "files", "lines", "config", "parallel", "divergences", "ranking"),
+  *(
+    "errors",
+    "files",
+    "interrupts",
+    "lines",
+    "config",
+    "parallel",
+    "divergences",
+    "ranking",
+  ),
   *("models", "compress", "datasets", "data", "signals", "objectives"),
   *("metrics", "train", "teachers", "evaluate", "report", "study", "bench"),
 )

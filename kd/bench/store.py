@@ -1,6 +1,6 @@
 """How many bytes a stored token takes, and how quickly they are read.
 
-    python -m kd.bench.store [docs/top_k.md]
+    python -m kd.bench.store [--tokens=262144] [docs/top_k.md]
 
 Writes top-128 signals with 8-bit logits, random ones, as a shard of a store,
 and reads it as a study does: CRC-32 of every byte, records through grain,
@@ -14,15 +14,18 @@ import time
 
 import jax
 import numpy as np
-from absl import app
+from absl import app, flags
 
 from kd import config, files
 from kd.report import markdown
 from kd.signals import codec, store
 
-VOCABULARIES = (32_000, 151_936, 262_144)
+_TOKENS = flags.DEFINE_integer("tokens", 262_144, "Rows of a store.")
+_VOCABULARIES = flags.DEFINE_list(
+  "vocabularies", ["32000", "151936", "262144"], "One store each."
+)
+
 K = 128
-TOKENS = 262_144
 REPEATS = 9
 
 
@@ -36,15 +39,20 @@ def arrays(schema, vocabulary: int, rows: int) -> dict[str, np.ndarray]:
   return out
 
 
-def measure(vocabulary: int) -> dict[str, float]:
-  """Writes and reads a store of one vocabulary."""
+def measure(vocabulary: int, tokens: int) -> dict[str, float]:
+  """Writes and reads a store of one vocabulary.
+
+  Args:
+    vocabulary: V.
+    tokens: rows; those of a shard's part, 64 * store.ROWS, divide them.
+  """
   section = config.defaults().signal.to_dict()
   section |= {"keep": "top_k", "k": K, "dtype": "int8", "samples": 0}
   schema = store.fields(section, vocabulary)
   part = arrays(schema, vocabulary, 64 * store.ROWS)
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "signal.array_record")
-    repeats = [part] * (TOKENS // len(part["ids"]))
+    repeats = [part] * (tokens // len(part["ids"]))
     began = time.perf_counter()
     about = store.write_shard(path, schema, repeats)
     wrote = time.perf_counter() - began
@@ -63,7 +71,7 @@ def measure(vocabulary: int) -> dict[str, float]:
       sums.append(time.perf_counter() - began)
       opened.arrays()
       times.append(time.perf_counter() - began)
-    rows = np.random.default_rng(0).integers(0, TOKENS, 2000)
+    rows = np.random.default_rng(0).integers(0, tokens, 2000)
     began = time.perf_counter()
     for row in rows:
       opened[int(row)]
@@ -71,7 +79,7 @@ def measure(vocabulary: int) -> dict[str, float]:
   megabytes = about["bytes"] / 1e6
   return {
     "vocabulary": vocabulary,
-    "bytes": about["bytes"] / TOKENS,
+    "bytes": about["bytes"] / tokens,
     "read": megabytes / statistics.median(times),
     "slowest": megabytes / max(times),
     "fastest": megabytes / min(times),
@@ -82,7 +90,7 @@ def measure(vocabulary: int) -> dict[str, float]:
   }
 
 
-def table(rows: list[dict[str, float]]) -> str:
+def table(rows: list[dict[str, float]], tokens: int) -> str:
   """Returns the measurements as Markdown."""
   header = [
     "V",
@@ -105,7 +113,7 @@ def table(rows: list[dict[str, float]]) -> str:
   ]
   words = (
     f"Top {K} with 8-bit logits, key, truth, answer, entropy and one "
-    f"temperature, no samples; {TOKENS} tokens in one shard, {REPEATS} reads, "
+    f"temperature, no samples; {tokens} tokens in one shard, {REPEATS} reads, "
     f"MB of the file. "
     f"Evidence: run, on {os.cpu_count()} cores (load "
     f"{min(r['load'] for r in rows):.1f} to "
@@ -118,7 +126,9 @@ def table(rows: list[dict[str, float]]) -> str:
 def main(argv: list[str]) -> None:
   if len(argv) > 2:
     raise app.UsageError("expected a page such as docs/top_k.md, or none")
-  body = table([measure(v) for v in VOCABULARIES])
+  tokens = _TOKENS.value
+  rows = [measure(int(v), tokens) for v in _VOCABULARIES.value]
+  body = table(rows, tokens)
   print(body)
   for page in argv[1:]:
     markdown.replace_section(page, "store", body)

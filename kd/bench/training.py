@@ -3,32 +3,31 @@
     python -m kd.bench.training [--repeats=5] [--doc=docs/performance.md]
 
 First table. All train the same: A arms (temperatures 1, 2, 4, 8, 20) x S seeds
-of an MLP on the same random data, Adam, on the present device.
+of MLPs of several widths on the same random data, Adam, on the present device.
 
   nnx loop      Flax's usual way: nnx.jit, nnx.Optimizer, batches that NumPy
                 gathers; one run after another
   careful loop  jax.jit of a function of donated state, which gathers its
                 batch on the device; one run after another
   study         kd.train.program, from the initial state to the last weights,
-  under
-                train.runs = "vmap", "map" and "auto"
+                under train.runs = "vmap", "map" and "auto"
 
 The loops are timed over the seeds of one arm and multiplied by A: their runs
 follow one another and differ in a number. Compilation is left out (a first call
 each), and all are timed in turn, so that ratios hold on a noisy machine.
 
 Second table: the same study with one hidden layer and more and more classes,
-its losses from logits or through kernels.distill_loss
-(kd.train.arms.FUSED_FROM).
+its losses from logits or through kernels.distill_loss (`fused_from` of
+kd.train.arms).
 """
 
+import dataclasses
 import functools
 import os
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +39,7 @@ from flax import nnx
 from kd import config, models, objectives, signals
 from kd.models import functional
 from kd.report import markdown
-from kd.train import arms, loop, program
+from kd.train import arms, coverage, loop, program
 from kd.train.batches import (
   Setup,
   Transfer,
@@ -54,16 +53,28 @@ _DOC = flags.DEFINE_string(
   "doc", "", "A file whose section <!-- arms --> is to hold the table."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Times that each is timed.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each arm.")
+_STEPS = flags.DEFINE_integer("steps", 300, "Of each run, a multiple of 3.")
+_STUDENTS = flags.DEFINE_list(
+  "students", ["30-30", "100-100", "800-800"], "Hidden widths, first table."
+)
+_CLASSES = flags.DEFINE_list(
+  "classes", ["10", "32", "100", "1000", "4000"], "Of the second table."
+)
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 20.0)
-SEEDS = 5
-STEPS = 300
 BATCH = 128
 EXAMPLES = 4096
-STUDENTS = ((30, 30), (100, 100), (800, 800))
 WIDTH = (64,)
-CLASSES = (10, 32, 100, 1000, 4000)
 SECONDS = 60  # that repeats may take for each student; at least one is timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """How long the timed study trains: runs of each arm, steps of each run."""
+
+  seeds: int
+  steps: int
 
 
 class _Split:
@@ -104,13 +115,19 @@ class RandomImages:
     self.validation = _Split(16, input_shape, num_classes)
 
 
-def study(hidden: tuple[int, ...], runs: str, classes: int = 10):
+def study(
+  hidden: tuple[int, ...],
+  runs: str,
+  size: Size,
+  classes: int = 10,
+  fused_from: int = arms.FUSED_FROM,
+):
   """Returns (groups, setup) of the timed study."""
   options = config.defaults()
   options.student = {"name": "mlp", "hidden": hidden, "dropout": 0.0}
-  options.train.steps = STEPS
+  options.train.steps = size.steps
   options.train.batch_size = BATCH
-  options.train.log_every = STEPS // 3
+  options.train.log_every = size.steps // 3
   options.train.runs = runs
   options.baseline = "soft"
   options.arms = {
@@ -121,7 +138,7 @@ def study(hidden: tuple[int, ...], runs: str, classes: int = 10):
     }
   }
   settings = config.resolve(options)
-  groups = arms.group(settings["arms"], classes)
+  groups = arms.group(settings["arms"], classes, fused_from=fused_from)
   rng = np.random.default_rng(1)
   signal = signals.make(
     rng.normal(size=(EXAMPLES, classes)).astype(np.float32),
@@ -130,23 +147,26 @@ def study(hidden: tuple[int, ...], runs: str, classes: int = 10):
     temperature=1.0,
     seed=0,
   )
-  rows = np.tile(np.arange(EXAMPLES, dtype=np.int32), (SEEDS, 1))
+  rows = np.tile(np.arange(EXAMPLES, dtype=np.int32), (size.seeds, 1))
   task: Any = RandomImages(classes)
-  transfer = Transfer(task.train, signal, rows)
+  transfers = {
+    transfer_of(settings["signal"]): Transfer(task.train, signal, rows)
+  }
+  groups = coverage.bind(groups, transfers, classes)
   setup = Setup(
     task=task,
-    transfers={transfer_of(settings["signal"]): transfer},
-    seeds=list(range(SEEDS)),
+    transfers=transfers,
+    seeds=list(range(size.seeds)),
     train=settings["train"],
   )
   return groups, setup
 
 
 def in_one_program(
-  hidden: tuple[int, ...], runs: str, classes: int = 10
+  hidden: tuple[int, ...], runs: str, size: Size, **options
 ) -> tuple[Callable[[], Any], str]:
   """Returns (run, how): training as a study does it, and how it was mapped."""
-  groups, setup = study(hidden, runs, classes)
+  groups, setup = study(hidden, runs, size, **options)
   one_by_one, _ = loop.fills_the_machine(groups, setup)
   if one_by_one:
     groups = [single for group in groups for single in loop.split(group)]
@@ -172,9 +192,9 @@ def _rows(setup: Setup) -> np.ndarray:
   )
 
 
-def careful_loop(hidden: tuple[int, ...]) -> Callable[[float], Any]:
+def careful_loop(hidden: tuple[int, ...], size: Size) -> Callable[[float], Any]:
   """Returns run(temperature): the seeds of an arm, state and data on device."""
-  groups, setup = study(hidden, "auto")
+  groups, setup = study(hidden, "auto", size)
   (group,) = groups
   (part,) = group.parts
   placed = resident(setup)[transfer_of(group.signal)]
@@ -208,7 +228,7 @@ def careful_loop(hidden: tuple[int, ...]) -> Callable[[float], Any]:
     states = []
     for seed in setup.seeds:
       state = start(seed)
-      for t in range(STEPS):
+      for t in range(size.steps):
         state, loss = step(state, temperature, batches[seed][t])
       states.append((state, loss))
     return jax.block_until_ready(states)
@@ -216,9 +236,9 @@ def careful_loop(hidden: tuple[int, ...]) -> Callable[[float], Any]:
   return run
 
 
-def nnx_loop(hidden: tuple[int, ...]) -> Callable[[float], Any]:
+def nnx_loop(hidden: tuple[int, ...], size: Size) -> Callable[[float], Any]:
   """Returns run(temperature): the seeds of an arm, as Flax's guides train."""
-  groups, setup = study(hidden, "auto")
+  groups, setup = study(hidden, "auto", size)
   student = dict(groups[0].student)
   images, _ = setup.task.train.arrays()
   inputs = images.astype(np.float32) * setup.task.scale
@@ -243,7 +263,7 @@ def nnx_loop(hidden: tuple[int, ...]) -> Callable[[float], Any]:
       model = models.create(num_classes=10, rngs=rngs, **student)
       tx = optax.adam(setup.train["learning_rate"])
       optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-      for t in range(STEPS):
+      for t in range(size.steps):
         batch = rows[seed, t]
         step(model, optimizer, inputs[batch], teacher[batch], temperature)
       trained.append(nnx.state(model, nnx.Param))
@@ -258,15 +278,20 @@ def seconds(run: Callable[[], Any]) -> float:
   return time.perf_counter() - began
 
 
-def measure(hidden: tuple[int, ...], repeats: int) -> dict[str, Any]:
+def measure(
+  hidden: tuple[int, ...], repeats: int, size: Size
+) -> dict[str, Any]:
   """Times a student's ways in turn; returns medians and ratios."""
-  loops = {"nnx": nnx_loop(hidden), "careful": careful_loop(hidden)}
+  loops = {
+    "nnx": nnx_loop(hidden, size),
+    "careful": careful_loop(hidden, size),
+  }
   ways: dict[str, Callable[[], Any]] = {
     k: functools.partial(f, TEMPERATURES[0]) for k, f in loops.items()
   }
   for runs in ("vmap", "map"):
-    ways[runs], _ = in_one_program(hidden, runs)
-  _, chosen = in_one_program(hidden, "auto")
+    ways[runs], _ = in_one_program(hidden, runs, size)
+  _, chosen = in_one_program(hidden, "auto", size)
   scale = {way: len(TEMPERATURES) if way in loops else 1 for way in ways}
   first = {way: scale[way] * seconds(run) for way, run in ways.items()}
   times: dict[str, list[float]] = {way: [] for way in ways}
@@ -290,39 +315,48 @@ def measure(hidden: tuple[int, ...], repeats: int) -> dict[str, Any]:
   }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], size: Size) -> str:
   """Returns the measurements as Markdown."""
   device = jax.devices()[0]
-  lines = [
-    f"{len(TEMPERATURES)} arms x {SEEDS} seeds, {STEPS} steps of batch "
-    f"{BATCH}, Adam, float32; medians in seconds, timed in turn, compilation "
-    f"left out. Evidence: run, on {jax.device_count()} x {device.device_kind} "
-    f"({os.cpu_count()} cores), jax {jax.__version__}, by "
-    "`python -m kd.bench.training`.",
-    "",
-    "| student | times | nnx loop | careful loop | study, vmapped (with "
-    "compilation) | study, one after another | auto takes | nnx loop / auto "
-    "| careful loop / auto |",
-    "| :-- | --: | --: | --: | --: | --: | :-- | --: | --: |",
-  ]
+  header = [
+    "student", "times", "nnx loop", "careful loop",
+    "study, vmapped (with compilation)", "study, one after another",
+    "auto takes", "nnx loop / auto", "careful loop / auto",
+  ]  # fmt: skip
+  body = []
   for row in rows:
     t, first, ratio = row["seconds"], row["first_seconds"], row["ratio"]
-    lines.append(
-      f"| {row['student']} | {row['repeats']} | {t['nnx']:.2f} "
-      f"| {t['careful']:.2f} | {t['vmap']:.2f} ({first['vmap']:.1f}) "
-      f"| {t['map']:.2f} ({first['map']:.1f}) | {row['auto']} "
-      f"| **{ratio['nnx']:.1f}** | **{ratio['careful']:.1f}** |"
+    body.append(
+      [
+        row["student"],
+        str(row["repeats"]),
+        f"{t['nnx']:.2f}",
+        f"{t['careful']:.2f}",
+        f"{t['vmap']:.2f} ({first['vmap']:.1f})",
+        f"{t['map']:.2f} ({first['map']:.1f})",
+        row["auto"],
+        f"**{ratio['nnx']:.1f}**",
+        f"**{ratio['careful']:.1f}**",
+      ]
     )
-  return "\n".join(lines)
+  words = (
+    f"{len(TEMPERATURES)} arms x {size.seeds} seeds, {size.steps} steps of "
+    f"batch {BATCH}, Adam, float32; medians in seconds, timed in turn, "
+    f"compilation left out. Evidence: run, on {jax.device_count()} x "
+    f"{device.device_kind} ({os.cpu_count()} cores), jax {jax.__version__}, by "
+    "`python -m kd.bench.training`."
+  )
+  return f"{words}\n\n{markdown.table(header, body)}"
 
 
-def measure_classes(classes: int, repeats: int) -> dict[str, Any]:
+def measure_classes(classes: int, repeats: int, size: Size) -> dict[str, Any]:
   """Times a study's losses from logits and through the kernels."""
   ways = {}
   for way, first in (("logits", classes + 1), ("kernels", classes)):
-    with mock.patch.object(arms, "FUSED_FROM", first):
-      ways[way], _ = in_one_program(WIDTH, "vmap", classes)
-      ways[way]()  # compiled while FUSED_FROM is what it is
+    ways[way], _ = in_one_program(
+      WIDTH, "vmap", size, classes=classes, fused_from=first
+    )
+    ways[way]()  # compiled
   times: dict[str, list[float]] = {way: [] for way in ways}
   for _ in range(repeats):
     for way, run in ways.items():
@@ -338,31 +372,35 @@ def measure_classes(classes: int, repeats: int) -> dict[str, Any]:
 def classes_table(rows: list[dict[str, Any]]) -> str:
   """Returns the measurements as Markdown."""
   hidden = "-".join(map(str, (784, *WIDTH, "V")))
-  lines = [
+  words = (
     f"The same arms, seeds, steps and batches of {hidden}, vmapped. Evidence: "
-    "run, as above.",
-    "",
-    "| V | from logits | through the kernels | ratio |",
-    "| --: | --: | --: | --: |",
-  ]
-  lines += [
-    f"| {row['classes']} | {row['seconds']['logits']:.2f} "
-    f"| {row['seconds']['kernels']:.2f} | **{row['ratio']:.2f}** |"
+    "run, as above."
+  )
+  body = [
+    [
+      str(row["classes"]),
+      f"{row['seconds']['logits']:.2f}",
+      f"{row['seconds']['kernels']:.2f}",
+      f"**{row['ratio']:.2f}**",
+    ]
     for row in rows
   ]
-  return "\n".join(lines)
+  header = ["V", "from logits", "through the kernels", "ratio"]
+  return f"{words}\n\n{markdown.table(header, body)}"
 
 
 def main(argv: list[str]) -> None:
   del argv
-  wide = [measure_classes(v, _REPEATS.value) for v in CLASSES]
+  size, repeats = Size(_SEEDS.value, _STEPS.value), _REPEATS.value
+  wide = [measure_classes(int(v), repeats, size) for v in _CLASSES.value]
   print(classes_table(wide), flush=True)
   rows = []
-  for hidden in STUDENTS:
-    rows.append(measure(hidden, _REPEATS.value))
-    print(table(rows[-1:]).splitlines()[-1], flush=True)
+  for widths in _STUDENTS.value:
+    hidden = tuple(map(int, widths.split("-")))
+    rows.append(measure(hidden, repeats, size))
+    print(table(rows[-1:], size).splitlines()[-1], flush=True)
   if _DOC.value:
-    markdown.replace_section(_DOC.value, "arms", table(rows))
+    markdown.replace_section(_DOC.value, "arms", table(rows, size))
     markdown.replace_section(_DOC.value, "classes", classes_table(wide))
 
 

@@ -8,20 +8,16 @@ The class names are the distinct references, sorted. The file may end in
 .gz or .zst, or be Parquet.
 """
 
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from kd.data import inputs, slices
-from kd.data.order import SPLIT, permutation
-from kd.data.task import PARTS, Split, Task, is_resident
-from kd.errors import UserError, why
-from kd.lines import lines
-
-SPLIT_NAME = "train"
+from kd.data.inputs import text_form
+from kd.data.memory import path_of, task_of
+from kd.data.task import Task
+from kd.errors import UserError
+from kd.lines import decode, lines
 
 
 class Labelled(msgspec.Struct):
@@ -32,45 +28,17 @@ class Labelled(msgspec.Struct):
   id: str = ""
 
 
-class Prompts(Split):
-  """Texts with a class each, -1 where there is none, read as any split is."""
-
-  def __init__(
-    self,
-    texts: Sequence[str],
-    classes: Any,
-    form: inputs.Form,
-    label: str,
-  ):
-    super().__init__(len(texts), form, label)
-    self._texts = texts
-    self._classes = np.asarray(classes, np.int32)
-
-  def _example(self, position: int, decode: bool) -> Mapping[str, Any]:
-    del decode  # nothing is encoded
-    form, i = self._form, int(position)
-    return {
-      form.input_key: self._texts[i],
-      form.label_key: self._classes[i],
-    }
-
-  def _keep_labels(self, labels: np.ndarray) -> np.ndarray:
-    labels.flags.writeable = False
-    self._labels = labels
-    return labels
-
-
 def load(task: Mapping[str, Any]) -> Task:
   """Reads a task of a user's own texts.
 
   Args:
-    task: the config's section, checked by kd.data.registry.load.
+    task: the config's section; `path` names the file.
 
   Raises:
     UserError: the file is missing, a line is not as it should be (named), or a
       slice is not of `train`.
   """
-  examples = _read(task["path"])
+  examples = _read(path_of(task))
   names = sorted({e.reference for e in examples})
   if len(names) < 2:
     raise UserError(
@@ -78,53 +46,19 @@ def load(task: Mapping[str, Any]) -> Task:
       "expected 2 or more"
     )
   index = {name: i for i, name in enumerate(names)}
-  form = inputs.text_form("prompt", "reference", task["text_features"])
-  order = permutation(
-    SPLIT, task["seed"], zlib.crc32(SPLIT_NAME.encode()), len(examples)
-  )
-  sizes = {SPLIT_NAME: len(examples)}
-  pieces, splits = {}, {}
-  for part in PARTS:
-    key, text = f"task.{part}", task[part]
-    slices.names(key, text, [SPLIT_NAME])
-    where = f"{key} = {text!r}"
-    pieces[where] = slices.cut(key, text, sizes)
-    rows = np.concatenate([order[low:high] for _, low, high in pieces[where]])
-    own = [examples[i] for i in rows]
-    classes = [index[e.reference] for e in own]
-    splits[part] = Prompts([e.prompt for e in own], classes, form, where)
-  slices.refuse_overlaps(pieces)
-  return Task(
-    name=task["name"],
-    version="",
-    num_classes=len(names),
-    class_names=tuple(names),
-    input_shape=form.shape,
-    scale=form.scale,
-    resident=is_resident(task, form, splits),
-    slices=(*(task[part] for part in PARTS), f"seed {task['seed']}"),
-    **splits,
-  )
+  form = text_form("prompt", "reference", task["text_features"])
+  texts = [e.prompt for e in examples]
+  classes = [index[e.reference] for e in examples]
+  return task_of(task, texts, classes, names, form)
 
 
 def _read(path: str) -> list[Labelled]:
-  if not path:
-    raise UserError(
-      "task.path is missing: task.name = 'prompts' needs a file of labelled "
-      "prompts (kd/data/prompts.py)"
-    )
-  decode = msgspec.json.Decoder(Labelled).decode
   examples = []
   for line in lines(path):
-    value = line.value
     try:
-      if value is None:
-        raise ValueError(line.fault)
-      as_row = isinstance(value, dict)
-      made = msgspec.convert(value, Labelled) if as_row else decode(value)
-    except ValueError as error:  # msgspec's errors are of this kind
-      raise UserError(f"{path}:{line.number}: {why(error)}") from error
-    examples.append(made)
+      examples.append(decode(line, Labelled))
+    except ValueError as error:
+      raise UserError(f"{path}:{line.number}: {error}") from error
   if not examples:
     raise UserError(f"{path}: no line, expected labelled prompts")
   return examples

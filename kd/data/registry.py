@@ -1,27 +1,20 @@
 """The table of tasks that are no TFDS data sets, and how any is loaded.
 
-To add one, write a function from the config's `task` section to a Task, and
-give it an entry in TASKS.
+To add one, write a function from the config's `task` section to a Task (of
+one's own arrays: kd.data.memory), and give it an entry in TASKS.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kd.data import prompts, slices, tfds_task
+from kd.config import sections
+from kd.data import memory, prompts, slices, tfds_task
 from kd.data.task import PARTS, Task
 from kd.errors import UserError
 
-DEFAULTS: dict[str, Any] = {
-  "data_dir": "",
-  "path": "",
-  "seed": 0,
-  "image_size": 0,
-  "text_features": 4096,
-  "resident": "auto",
-  "resident_mib": 1024.0,
-}
 TASKS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
-  "prompts": prompts.load
+  "arrays": memory.load_arrays,
+  "prompts": prompts.load,
 }
 
 
@@ -29,34 +22,25 @@ def load(task: Mapping[str, Any]) -> Task:
   """Prepares a data set and cuts it into train, validation and test.
 
   Args:
-    task: `name`, of TASKS or TFDS; `train`, `validation`, `test` (TFDS slice
-      notation), and optionally `data_dir`, `seed`, `image_size` (pixels; 0
-      keeps the size), `text_features`, `resident` ("auto", True, False),
-      `resident_mib`; and `path`, where `name` is of TASKS.
+    task: keys of the config's section `task` (kd.config.sections); those that
+      it lacks have their usual values. `name` is of TASKS, or any TFDS data
+      set with an (input, class) pair.
 
   Raises:
     UserError: naming the key to change.
   """
-  task = DEFAULTS | dict(task.items())
   for key in ("name", *PARTS):
-    if not (isinstance(task.get(key), str) and task[key]):
+    if not task.get(key):
       raise UserError(f"task.{key} = {task.get(key)!r}: expected some text")
-  for key, low in (("seed", 0), ("image_size", 0), ("text_features", 1)):
-    if not (isinstance(task[key], int) and task[key] >= low):
-      raise UserError(
-        f"task.{key} = {task[key]!r}: expected an integer >= {low}"
-      )
-  if task["resident"] not in ("auto", True, False):
-    raise UserError(
-      f"task.resident = {task['resident']!r}: expected auto, True or False"
-    )
+  task = sections.fill("task", dict(task.items()))
   for part in PARTS:
     slices.parse(f"task.{part}", task[part])
-  if task["name"] in TASKS:
-    return TASKS[task["name"]](task)
-  if task["path"]:
+  name, path = task["name"], task["path"]
+  if name in TASKS:
+    return TASKS[name](task)
+  if path:
     raise UserError(
-      f"task.path = {task['path']!r}: expected '', since the task is "
-      f"{task['name']!r} and not one of {', '.join(TASKS)}"
+      f"task.path = {path!r}: expected '', since the task is {name!r} and not "
+      f"one of {', '.join(TASKS)}"
     )
   return tfds_task.load(task)

@@ -71,6 +71,12 @@ class Split:
     examples = [self._example(i, not form.encoded) for i in chunk]
     inputs = form.pack([example[form.input_key] for example in examples])
     labels = [example[form.label_key] for example in examples]
+    finite = np.isfinite(inputs).reshape(len(chunk), -1).all(axis=1)
+    if not finite.all():
+      raise UserError(
+        f"{self._label}: the input of example {chunk[np.argmin(finite)]} is "
+        "not finite; expected numbers"
+      )
     return inputs, np.array(labels, np.int32)
 
   def _keep_labels(self, labels: np.ndarray) -> np.ndarray:

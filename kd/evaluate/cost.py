@@ -11,6 +11,7 @@ import numpy as np
 from kd.data.task import Task
 from kd.models import functional
 from kd.train.arms import Group
+from kd.train.step import TrainState
 
 SECONDS = 0.3  # that a measurement may take, but for its FEWEST calls
 FEWEST, MOST = 3, 50  # calls
@@ -29,7 +30,7 @@ def median_seconds(call: Callable[[], Any]) -> float:
 
 def distinct(
   groups: Sequence[Group],
-  states: Mapping[str, Mapping[str, Any]],
+  states: Mapping[str, TrainState],
   student: Mapping[str, Any],
   arms: Sequence[str],
 ) -> dict[str, tuple[Mapping[str, Any], Any]]:
@@ -49,10 +50,7 @@ def distinct(
     own = options[arm]
     if any(own == other for other, _ in found.values()):
       continue
-    weights = {
-      k: jax.tree.map(lambda x: x[0], states[arm][k])
-      for k in ("params", "rest")
-    }
+    weights = jax.tree.map(lambda x: x[0], states[arm].weights)
     found["student" if own == student else f"student of {arm}"] = own, weights
   return found
 

@@ -19,6 +19,7 @@ from kd.data.task import Task
 from kd.evaluate import registry
 from kd.models import functional
 from kd.train.arms import Group
+from kd.train.step import TrainState
 
 SHIFTS = np.round(np.arange(-15.0, 15.05, 0.1), 1)  # nats
 
@@ -126,7 +127,7 @@ def reliability(logits, labels, bins: int) -> dict[str, list]:
 
 def arm(
   group: Group,
-  state: Mapping[str, Any],
+  state: TrainState,
   task: Task,
   said: np.ndarray | None,
   *,
@@ -159,9 +160,8 @@ def arm(
     bins=bins,
     num_classes=task.num_classes,
   )
-  last = {k: state[k] for k in ("params", "rest")}
-  logits = logits_of(group, last, inputs, task, batch)
-  best = logits_of(group, state["best"], inputs, task, batch)
+  logits = logits_of(group, state.weights, inputs, task, batch)
+  best = logits_of(group, state.best, inputs, task, batch)
   rows = [score(x) for x in logits]
   for row, x in zip(rows, best, strict=True):
     row |= {
@@ -171,7 +171,7 @@ def arm(
     }
   if shift_classes:
     held, held_labels = task.validation.arrays()
-    held_logits = np.asarray(logits_of(group, last, held, task, batch))
+    held_logits = np.asarray(logits_of(group, state.weights, held, task, batch))
     for row, x, v in zip(rows, logits, held_logits, strict=True):
       shift = best_shift(v, held_labels, shift_classes)
       row["bias_shift"] = shift
@@ -179,9 +179,9 @@ def arm(
         f"{k}_shifted": value
         for k, value in score(shifted(x, shift, shift_classes)).items()
       }
-  for row, step in zip(rows, state["best_step"], strict=True):
+  for row, step in zip(rows, state.best_step, strict=True):
     row["best_step"] = step
-  stopped = np.asarray(state["diverged"]) > 0
+  stopped = np.asarray(state.diverged) > 0
   values = {
     key: [
       None if bad else _number(row[key])

@@ -1,11 +1,13 @@
 """A small network over the bytes of a file, cheap on a CPU."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kd.config import rules
 from kd.errors import UserError
 from kd.models.outputs import Outputs, drop, outputs
 
@@ -44,6 +46,15 @@ class ByteCNN(nnx.Module):
     rngs: of the initialisation.
   """
 
+  OPTIONS: ClassVar = {
+    "embed": rules.integer(1, 2**12),
+    "channels": rules.integer(0, 2**16),
+    "block": rules.integer(1, 2**16),
+    "first": rules.integer(0, 2**16),
+    "hidden": rules.integer(1, 2**16),
+    "dropout": rules.RATE,
+  }
+
   def __init__(
     self,
     input_shape: Sequence[int],
@@ -59,7 +70,7 @@ class ByteCNN(nnx.Module):
   ):
     length = input_shape[0]
     good = len(input_shape) == 1 and first <= length
-    if not (good and block and length % block == 0):
+    if not (good and length % block == 0):
       raise UserError(
         f"name = 'byte_cnn', block = {block}, first = {first}: expected inputs "
         f"[L] of at least `first` bytes that the block divides, the task's "

@@ -11,7 +11,7 @@ imported.
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +64,8 @@ class Magika(nnx.Module):
     num_classes: V; 214 to load the published weights.
     rngs: of the initialisation.
   """
+
+  OPTIONS: ClassVar = {}
 
   def __init__(
     self, input_shape: Sequence[int], num_classes: int, *, rngs: nnx.Rngs

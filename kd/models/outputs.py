@@ -9,19 +9,27 @@ from jaxtyping import Array, Float, Int
 
 from kernels import Head, token_log_probs
 
-# The classes from which on what is asked of a few of them is computed without
-# the logits of all. Chosen, not measured: well above the usual K of samples.
+# Chosen, not measured: well above the usual K of samples.
 LARGE_VOCABULARY = 2048
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-  """What a model makes of a batch, before its head is applied."""
+  """What a model makes of a batch, before its head is applied.
+
+  Attributes:
+    hidden, kernel, bias: logits are hidden @ kernel + bias.
+    large_from: the classes from which on what is asked of a few of them is
+      computed without the logits of all.
+  """
 
   hidden: Float[Array, "B H"]
   kernel: Float[Array, "H V"]
   bias: Float[Array, "V"]
+  large_from: int = dataclasses.field(
+    default=LARGE_VOCABULARY, metadata={"static": True}
+  )
 
   @property
   def num_classes(self) -> int:
@@ -38,7 +46,7 @@ class Outputs:
 
   def logits_at(self, ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
     """Returns the logits of K classes, without the others if V is large."""
-    if self.num_classes < LARGE_VOCABULARY:
+    if self.num_classes < self.large_from:
       return jnp.take_along_axis(self.logits, ids, axis=-1)
     columns = jnp.take(self.kernel, ids, axis=-1)  # [H, B, K]
     return jnp.einsum("bh,hbk->bk", self.hidden, columns) + self.bias[ids]
@@ -47,7 +55,7 @@ class Outputs:
     self, ids: Int[Array, "B K"], temperature
   ) -> Float[Array, "B K"]:
     """Returns log softmax(logits / T) of K classes, K >= 1."""
-    if self.num_classes < LARGE_VOCABULARY:
+    if self.num_classes < self.large_from:
       log_probs = jax.nn.log_softmax(self.logits / temperature)
       return jnp.take_along_axis(log_probs, ids, axis=-1)
     first = token_log_probs(self.head, ids[:, 0], temperature=temperature)
@@ -61,7 +69,7 @@ class Outputs:
     def best(hidden):
       return jnp.argmax(hidden @ self.kernel + self.bias, -1).astype(jnp.int32)
 
-    if self.num_classes < LARGE_VOCABULARY:
+    if self.num_classes < self.large_from:
       return best(self.hidden)
     at_a_time = max(1, (1 << 22) // self.num_classes)
     return jax.lax.map(best, self.hidden, batch_size=at_a_time)

@@ -10,6 +10,7 @@ import numpy as np
 from kd.evaluate import registry, stats
 from kd.report import results_table, wording
 from kd.report.blocks import Block, Cell, Details, Heading, Table, code
+from kd.teachers import funnel
 
 Results = Mapping[str, Any]
 
@@ -243,6 +244,9 @@ def _funnel_tables(funnels: Mapping[str, Any]) -> list[Block]:
   caption = (
     "What the filters kept of the examples and of their samples, in order."
   )
+  steps = (step["step"] for chain in funnels.values() for step in chain)
+  if keeps := funnel.words(steps):
+    caption += f" Here {keeps}.".replace("_", " ")
   blocks: list[Block] = [Table(caption, columns, rows, left=(0, 1))]
   if shown:
     columns = ["Filter", "Step", "Example", "Prompt", "Samples"]

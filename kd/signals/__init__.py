@@ -9,6 +9,7 @@ from kd.signals.kinds import (
   make,
   of_labels,
   of_teacher,
+  present,
   sample,
   top_k,
 )
@@ -22,6 +23,7 @@ __all__ = [
   "make",
   "of_labels",
   "of_teacher",
+  "present",
   "sample",
   "top_k",
 ]

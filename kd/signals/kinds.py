@@ -12,9 +12,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from kd.models.outputs import Outputs
+from kernels import Head, Logits
 
-# The classes from which on a draw costs one random number instead of V.
-MANY_CLASSES = 256
+# The classes from which on a draw inverts the distribution function, which
+# takes one random number in place of V.
+INVERTED_FROM = 256
+
+
+def present[T](part: T | None, what: str) -> T:
+  """Returns a part of a signal.
+
+  Raises:
+    ValueError: it is None, which says that the teacher left none; names it.
+  """
+  if part is None:
+    raise ValueError(f"this signal has no {what}")
+  return part
 
 
 class _Rows:
@@ -43,6 +56,11 @@ class Dense(_Rows):
   def answer(self) -> Int[Array, "N"]:
     """The likeliest class."""
     return jnp.argmax(self.logits, -1).astype(jnp.int32)
+
+  @property
+  def head(self) -> Logits:
+    """What the kernels take for the logits, as of a model's outputs."""
+    return Logits(self.logits)
 
 
 @jax.tree_util.register_dataclass
@@ -148,11 +166,18 @@ class Samples(_Rows):
 class Signal(_Rows):
   """All that the arms of a study may read of a transfer set.
 
-  `truth` is -1 where the transfer set is unlabelled. `dense` has the teacher's
-  `logits`: stored ones of all classes or of the likeliest, or those of a live
-  teacher's outputs; a black box has none. `entropy` is the teacher's over all
-  classes, at T = 1, in nats. A black box's `rejected` are alternatives known to
-  be worse than any sample, -1 where there are fewer than R.
+  What a teacher did not leave is None; `present` and the properties below raise
+  a ValueError that names it, where kd.train.arms has not refused the arm.
+
+  Attributes:
+    truth: the true labels, -1 where there is none.
+    answer: the teacher's, -1 where there is none.
+    dense: the teacher's logits, stored ones of all classes or of the likeliest,
+      or a live teacher's outputs. A black box leaves none.
+    samples: K answers.
+    entropy: the teacher's over all classes, at T = 1, in nats.
+    rejected: alternatives that a black box's user knows to be worse than any
+      sample, -1 where there are fewer than R.
   """
 
   truth: Labels
@@ -162,6 +187,43 @@ class Signal(_Rows):
   entropy: Float[Array, "N"] | None = None
   rejected: Int[Array, "N R"] | None = None
 
+  @property
+  def whole(self) -> Dense | Outputs:
+    """What has the logits of all V classes."""
+    top = isinstance(self.dense, TopK)
+    return present(None if top else self.dense, "logits of all classes")
+
+  @property
+  def logits(self) -> Float[Array, "N V"]:
+    """The teacher's logits of all classes."""
+    return self.whole.logits
+
+  @property
+  def head(self) -> Head | Logits:
+    """The teacher of all classes, as kernels.distill_loss takes it."""
+    return self.whole.head
+
+  def top_k(self, k: int) -> TopK:
+    """Returns the k likeliest classes, best first."""
+    return top_k(present(self.dense, "logits"), k)
+
+  def top_k_at(
+    self, k: int, temperature
+  ) -> tuple[Int[Array, "N K"], Float[Array, "N K"]]:
+    """Returns the k likeliest classes, in any order, and log p_T of each.
+
+    Stored ones are known at the temperatures that they were kept at alone.
+    """
+    if isinstance(self.dense, TopK):
+      kept = self.dense.ids.shape[-1] == k
+      top = self.dense if kept else self.dense.narrow(k)
+      return top.ids, top.log_probs_at(temperature)
+    top = self.top_k(k)
+    logits = self.logits.astype(jnp.float32)
+    logits = logits - jnp.max(logits, -1, keepdims=True)
+    lse = jax.nn.logsumexp(logits / temperature, -1, keepdims=True)
+    return top.ids, top.logits / temperature - lse
+
 
 def of_labels(ids: ArrayLike) -> Signal:
   """Returns what a teacher in training learns from: true labels alone."""
@@ -169,7 +231,7 @@ def of_labels(ids: ArrayLike) -> Signal:
   none = jnp.zeros((len(ids), 0))
   labels = Labels(ids)
   empty = Samples(none.astype(jnp.int32), none)
-  return Signal(truth=labels, answer=labels, dense=Dense(none), samples=empty)
+  return Signal(truth=labels, answer=labels, dense=None, samples=empty)
 
 
 def top_k(
@@ -223,7 +285,7 @@ def sample(
   keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(
     first + jnp.arange(len(log_probs))
   )
-  many = log_probs.shape[-1] >= MANY_CLASSES
+  many = log_probs.shape[-1] >= INVERTED_FROM
   draw = _invert if many else jax.random.categorical
   ids = jax.vmap(lambda key, lp: draw(key, lp, shape=(k,)))(keys, log_probs)
   return Samples(

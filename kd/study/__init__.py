@@ -1,5 +1,6 @@
 """A study from its config to its report."""
 
-from kd.study.phases import PHASES, log_devices, run
+from kd.study.check import PHASES
+from kd.study.entry import run, verdict
 
-__all__ = ["PHASES", "log_devices", "run"]
+__all__ = ["PHASES", "run", "verdict"]

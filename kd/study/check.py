@@ -1,17 +1,62 @@
-"""What a study refuses before any compute."""
+"""What a study refuses, before any compute: one way through, once.
 
-from collections.abc import Mapping
-from typing import Any
+    config_alone -> the task is read -> with_the_task -> the teacher is loaded
+    or trained -> with_the_teacher
 
-from kd.errors import UserError
-from kd.teachers import answers, filters
+What `config_alone` needs imports quickly: it says what is wrong while the rest
+is still being loaded.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from kd import models
+from kd.config import sections
+from kd.errors import UserError, brief
+from kd.teachers import answers, funnel
+from kd.train import arms
+
+if TYPE_CHECKING:  # these take seconds to import
+  from kd.data.task import Task
+  from kd.teachers.model import Teacher
+
+PHASES = ("teacher", "label", "train", "evaluate", "report")
 
 
-def before_the_task(settings: Mapping[str, Any]) -> None:
-  """Checks what the config alone tells."""
+def phases(phase: str) -> tuple[int, int]:
+  """Returns the first and the last phase that `--phase` asks for."""
+  first, colon, last = phase.partition(":")
+  if not colon:
+    first, last = "", phase
+  for name in (first, last):
+    if name and name not in PHASES:
+      raise UserError(
+        f"--phase={phase}: unknown phase {name!r}, expected one of "
+        f"{', '.join(PHASES)}; P runs up to P, P: from P on, P:Q from P to Q"
+      )
+  start = PHASES.index(first or PHASES[0])
+  stop = PHASES.index(last or PHASES[-1])
+  if start > stop:
+    raise UserError(f"--phase={phase}: {first!r} comes after {last!r}")
+  return start, stop
+
+
+def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
+  """Checks what the config says of filters, models, objectives and teachers.
+
+  Returns:
+    The arms, gathered to train together.
+
+  Raises:
+    UserError: naming the key, or the file that `teacher.path` lacks.
+  """
   asks = answers.is_black_box(settings["teacher"])
   for name, chain in settings["filters"].items():
-    filters.check(f"filters.{name}", chain, asks)
+    funnel.check(f"filters.{name}", chain, asks)
+  groups = arms.group(settings["arms"], black_box=asks)
   for name, arm in settings["arms"].items():
     section = arm["signal"]
     if section["live"] and (section["filter"] or asks):
@@ -19,3 +64,164 @@ def before_the_task(settings: Mapping[str, Any]) -> None:
         f"arms.{name}.signal.live = True: a signal that is filtered, or a "
         "black box's, is stored; expected False"
       )
+  _teacher(settings["teacher"])
+  return groups
+
+
+def _teacher(section: Mapping[str, Any]) -> None:
+  path = section["path"]
+  if path and answers.is_answers(path):
+    if not os.path.exists(path):
+      raise UserError(f"teacher.path = {path!r}: no such file")
+    return
+  if path:
+    if section["pretrained"]:
+      raise UserError(
+        f"teacher.pretrained = True: expected False, since teacher.path = "
+        f"{path!r} says where the teacher is"
+      )
+    if not os.path.exists(os.path.join(path, "teacher.json")):
+      raise UserError(
+        f"teacher.path = {path!r}: no teacher.json there; expected the "
+        "teacher/ folder of an earlier study, or a black box's answers: "
+        ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or a store of them "
+        "(kd.teachers.ingest)"
+      )
+    return
+  if "name" not in section:
+    raise UserError("teacher.name is missing: expected a model's name")
+  options = {k: v for k, v in section.items() if k not in sections.TEACHER}
+  models.check("teacher", options)
+  sections.check_optimizer("teacher.train", section["train"])
+
+
+def with_the_task(
+  settings: Mapping[str, Any], groups: Sequence[arms.Group], task: "Task"
+) -> None:
+  """Checks all that the task's classes, inputs and examples decide.
+
+  Raises:
+    UserError: naming the key, or the split and row of a damaged input.
+  """
+  from kd.study import transfer_sets
+  from kd.teachers import black_box, model
+
+  asks = answers.is_black_box(settings["teacher"])
+  arms.check_classes(groups, task.num_classes)
+  model.check(settings["teacher"], task)
+  for name, arm in settings["arms"].items():
+    path, signal = f"arms.{name}.signal", arm["signal"]
+    model.check_jitter(f"{path}.jitter", signal["jitter"], task)
+    if signal["keep"] == "top_k" and signal["k"] > task.num_classes:
+      raise UserError(
+        f"{path}.k = {signal['k']}: expected at most the task's "
+        f"{task.num_classes} classes"
+      )
+  _evaluation(settings, task, asks)
+  _batches(settings, task)
+  if asks:
+    black_box.check(task)  # what there is to draw from isn't known yet
+  else:
+    seeds = seeds_of(settings)
+    starts = transfer_sets.first_rows(settings, task)
+    for group in groups:
+      start = starts[group.signal["pool"]]
+      transfer_sets.draw(group.signal, task, seeds, start)
+    transfer_sets.check_stores(groups, task, starts)
+  # What is read whole later is read now, so that no training is lost to it.
+  every = (task.train,) if task.resident else ()
+  for split in (*every, task.validation, task.test):
+    split.arrays()
+
+
+def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
+  """Checks the keys that need the number of classes or of devices."""
+  from kd.evaluate import registry
+
+  options = settings["evaluate"]
+  shift = options["shift_classes"]
+  accepted = registry.names(task.num_classes, bool(shift), asks)
+  if options["metric"] not in accepted:
+    raise UserError(
+      f"evaluate.metric = {options['metric']!r}: expected one of "
+      f"{brief(accepted, 40)}"
+    )
+  for key, classes in {
+    "evaluate.shift_classes": shift,
+    "signal.omit_classes": settings["signal"]["omit_classes"],
+    "signal.only_classes": settings["signal"]["only_classes"],
+  }.items():
+    if any(c >= task.num_classes for c in classes):
+      raise UserError(
+        f"{key} = {list(classes)}: expected classes below {task.num_classes}"
+      )
+  devices = settings["mesh"]["seeds"]
+  if devices > jax.device_count() or settings["seeds"] % devices:
+    raise UserError(
+      f"mesh.seeds = {devices}: expected a divisor of seeds = "
+      f"{settings['seeds']} up to the {jax.device_count()} devices here"
+    )
+
+
+def _batches(settings: Mapping[str, Any], task: "Task") -> None:
+  """Checks that the batches of an interval can lie in memory."""
+  from kd.train import batches
+
+  trained = {"train": (settings["train"], settings["seeds"])}
+  if not settings["teacher"]["path"] and not settings["teacher"]["pretrained"]:
+    trained["teacher.train"] = (settings["teacher"]["train"], 1)
+  for path, (train, seeds) in trained.items():
+    memory(
+      batches.interval_bytes(train, seeds, task),
+      f"{path}.log_every = {train['log_every']} batches of {path}.batch_size "
+      f"= {train['batch_size']} for each seed",
+      (f"{path}.batch_size", f"{path}.log_every"),
+    )
+
+
+def seeds_of(settings: Mapping[str, Any]) -> list[int]:
+  """Returns the seed of each run of an arm."""
+  return [settings["seed"] + s for s in range(settings["seeds"])]
+
+
+def with_the_teacher(
+  settings: Mapping[str, Any], teacher: "Teacher | None"
+) -> list[str]:
+  """Checks what only the teacher itself can say.
+
+  Returns:
+    Sentences of what lessens the worth of the results; the report shows them
+    with its verdict.
+  """
+  if teacher is None or not teacher.of_another_split:
+    return []
+  path = settings["teacher"]["path"]
+  if any(a["signal"]["pool"] == "rest" for a in settings["arms"].values()):
+    raise UserError(
+      f"signal.pool = 'rest': the teacher of {path!r} learned from another "
+      "task or split, so that nobody knows what it hasn't seen; expected "
+      "'train', or a teacher of this split"
+    )
+  return [
+    f"The teacher of {path} learned from another task or split: it may have "
+    "seen examples that this study tests on."
+  ]
+
+
+def memory(bytes_needed: int, what: str, lower: Sequence[str]) -> None:
+  """Raises UserError where a device has less memory than is needed.
+
+  Args:
+    bytes_needed: on one device.
+    what: that needs them.
+    lower: the keys to lower.
+  """
+  device = jax.local_devices()[0]
+  there = (device.memory_stats() or {}).get("bytes_limit")
+  if device.platform == "cpu":
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  if there and bytes_needed > there:
+    raise UserError(
+      f"{what} takes {bytes_needed / 2**30:,.1f} GiB, the {device.platform} "
+      f"has {there / 2**30:,.1f}: lower {' or '.join(lower)}"
+    )

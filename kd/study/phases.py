@@ -18,82 +18,56 @@ import jax
 import numpy as np
 from absl import logging
 
-from kd import config, files
+from kd import files
 from kd.data.registry import load
 from kd.data.task import Task
-from kd.errors import UserError, brief, why
-from kd.evaluate import cost, registry, scores, stats, verdict
+from kd.errors import UserError, out_of_memory, why
+from kd.evaluate import cost, scores, stats, verdict
 from kd.report import page
-from kd.signals import label
 from kd.study import check, transfer_sets, workdir
-from kd.teachers import answers, black_box
-from kd.teachers import model as teacher
-from kd.train import arms, loop, program
+from kd.study.check import PHASES
+from kd.teachers import answers, black_box, model
+from kd.train import arms, coverage, loop, program
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
 from kd.train.logs import Metrics
-
-PHASES = ("teacher", "label", "train", "evaluate", "report")
-MANY_CLASSES = 2**31 - 1  # where the task isn't known yet
-
-
-def log_devices() -> None:
-  """Logs what the study runs on."""
-  devices = ", ".join(sorted({d.device_kind for d in jax.devices()}))
-  logging.info("%d device(s): %s", jax.device_count(), devices)
+from kd.train.step import TrainState
 
 
 def run(
-  study_config: Mapping[str, Any],
-  folder: str | None = None,
-  phase: str = "",
+  settings: Mapping[str, Any],
+  groups: Sequence[arms.Group],
+  folder: str | None,
+  first: int,
+  last: int,
 ) -> dict[str, Any] | None:
-  """Runs a study, or continues it.
+  """Runs the phases from number `first` to `last` of check.PHASES.
 
   Args:
-    study_config: a config (kd.config).
+    settings: the resolved config.
+    groups: its arms, of check.config_alone.
     folder: the workdir; None is runs/STUDY-HASH.
-    phase: "P" runs up to phase P, "P:" from it on, "P:Q" from P to Q; "" runs
-      all. Phases before the first must have been run.
+    first, last: of the phases.
 
   Returns:
-    The results (DESIGN.md), or None where the phases end before "evaluate".
-
-  Raises:
-    UserError: a mistake in the config, the workdir or a file; before any
-      compute where that is possible.
+    What is in results.json, or None where the phases end before "evaluate".
   """
-  settings = config.resolve(study_config)
-  first, last = _range(phase)
-  asks = answers.is_black_box(settings["teacher"])
-  check.before_the_task(settings)
-  teacher.check(settings["teacher"])
-  arms.group(settings["arms"], MANY_CLASSES, asks)
-  task = load(settings["task"])
-  groups = arms.group(settings["arms"], task.num_classes, asks)
-  teacher.check(settings["teacher"], task)
-  for name, arm in settings["arms"].items():
-    path = f"arms.{name}.signal.jitter"
-    teacher.check_jitter(path, arm["signal"]["jitter"], task)
-    label.check(f"arms.{name}.signal", arm["signal"], task.num_classes)
-  if asks:
-    black_box.check(task)
-  _check_evaluate(settings, task, asks)
-  seeds = [settings["seed"] + s for s in range(settings["seeds"])]
-  if not asks:  # or else what there is to draw from isn't known yet
-    starts = transfer_sets.first_rows(settings, task)
-    for group in groups:
-      transfer_sets.draw(
-        group.signal, task, seeds, starts[group.signal["pool"]]
-      )
-    transfer_sets.check_stores(groups, task, starts)
+  devices = ", ".join(sorted({d.device_kind for d in jax.devices()}))
+  logging.info("%d device(s): %s", jax.device_count(), devices)
   folder = folder or workdir.default(settings)
-  need = _bytes_needed(groups, settings, task)
   try:
-    with workdir.claim(folder, settings, need):
+    if PHASES[first] == "report":
+      with workdir.claim(folder, settings, 0):
+        _require(settings, folder, first)
+        return _report(folder)
+    task = load(settings["task"])
+    check.with_the_task(settings, groups, task)
+    need = _bytes_needed(groups, settings, task)
+    again = PHASES[first] == "evaluate"
+    with workdir.claim(folder, settings, need, "evaluate" if again else ""):
       logging.info("study %s in %s", settings["study"], folder)
-      study = _Study(settings, task, groups, seeds, folder)
-      return study.run(first, last)
+      _require(settings, folder, first)
+      return _Study(settings, task, groups, folder).run(last)
   # Orbax and TFDS wrap the system's error in kinds of their own.
   except Exception as error:
     if os.strerror(errno.ENOSPC) not in str(error):
@@ -102,6 +76,30 @@ def run(
       f"workdir = {folder!r}: {os.strerror(errno.ENOSPC)} ({why(error)}); "
       "what is there is kept, and the same command goes on from it"
     ) from error
+
+
+def _require(settings: Mapping[str, Any], folder: str, first: int) -> None:
+  """Raises UserError unless the phases before `first` have been run."""
+  left = {
+    "teacher": "teacher/teacher.json",
+    "label": "signals",
+    "train": "checkpoints",
+    "evaluate": "results.json",
+  }
+  if settings["teacher"]["path"]:
+    del left["teacher"]
+  for name in PHASES[:first]:
+    path = os.path.join(folder, left.get(name, ""))
+    if not os.path.exists(path):
+      raise UserError(
+        f"--phase={PHASES[first]}: needs {path}, which phase {name!r} "
+        f"leaves; expected --phase={name}:{PHASES[first]}"
+      )
+
+
+def _report(folder: str) -> dict[str, Any]:
+  logging.info("report: %s", page.write(folder))
+  return files.read_json(os.path.join(folder, "results.json"), "results")
 
 
 @dataclasses.dataclass
@@ -114,21 +112,20 @@ class _Study:
   settings: Mapping[str, Any]
   task: Task
   groups: Sequence[arms.Group]
-  seeds: Sequence[int]
   folder: str
 
   def __post_init__(self):
     self.clock = workdir.Clock(self.folder)
+    self.seeds = check.seeds_of(self.settings)
     self.batch = self.settings["evaluate"]["batch_size"]
-    self.teacher: teacher.Teacher | None = None
+    self.teacher: model.Teacher | None = None
     self.box: black_box.BlackBox | None = None
 
-  def run(self, first: int, last: int) -> dict[str, Any] | None:
-    self._require(first)
-    results = None
+  def run(self, last: int) -> dict[str, Any] | None:
     with self.clock.phase("teacher"):
-      if not teacher.has_answers(self.settings["teacher"]):
+      if not model.has_answers(self.settings["teacher"]):
         self.teacher = self._teacher()
+      self.warnings = check.with_the_teacher(self.settings, self.teacher)
       if answers.is_black_box(self.settings["teacher"]):
         self.box = black_box.obtain(
           self.settings, self.task, self.folder, self.teacher
@@ -137,61 +134,52 @@ class _Study:
     self.pools = transfer_sets.Pools(
       self.settings, self.task, self.seeds, self.folder, self.teacher, self.box
     )
-    if last >= PHASES.index("label"):
-      with self.clock.phase("label"):
-        transfers = self.pools.transfers(self.groups)
-    if last >= PHASES.index("train"):
-      with self.clock.phase("train"):
-        states = self._train(transfers)
-    if last >= PHASES.index("evaluate"):
-      with self.clock.phase("evaluate"):
-        results = self._evaluate(states, transfers)
-        times = self._latency(results, states)
-      if warnings := verdict.warnings(results):
-        results["warnings"] = warnings
-      results["provenance"] = self._provenance() | {"latency_seconds": times}
-      files.write_json(os.path.join(self.folder, "results.json"), results)
-    if last >= PHASES.index("report"):
-      logging.info("report: %s", page.write(self.folder))
-    return results
+    if last < PHASES.index("label"):
+      return None
+    with self.clock.phase("label"), self._memory("labelling"):
+      transfers = self.pools.transfers(self.groups)
+      self.groups = coverage.bind(self.groups, transfers, self.task.num_classes)
+    if last < PHASES.index("train"):
+      return None
+    with self.clock.phase("train"):
+      states = self._train(transfers)
+    if last < PHASES.index("evaluate"):
+      return None
+    with self.clock.phase("evaluate"), self._memory("evaluating"):
+      results = self._evaluate(states, transfers)
+      times = self._latency(results, states)
+    if warnings := [*self.warnings, *verdict.warnings(results)]:
+      results["warnings"] = warnings
+    results["provenance"] = self._provenance() | {"latency_seconds": times}
+    files.write_json(os.path.join(self.folder, "results.json"), results)
+    if last < PHASES.index("report"):
+      return files.read_json(os.path.join(self.folder, "results.json"), "")
+    return _report(self.folder)
 
-  def _require(self, first: int) -> None:
-    """Raises UserError unless the phases before `first` have been run."""
-    left = {
-      "teacher": "teacher/teacher.json",
-      "label": "signals",
-      "train": "checkpoints",
-      "evaluate": "results.json",
-    }
-    if self.settings["teacher"]["path"]:
-      del left["teacher"]
-    for name in PHASES[:first]:
-      if name not in left:
-        continue
-      path = os.path.join(self.folder, left[name])
-      if not os.path.exists(path):
-        raise UserError(
-          f"--phase={PHASES[first]}: needs {path}, which phase {name!r} "
-          f"leaves; expected --phase={name}:{PHASES[first]}"
-        )
+  def _memory(self, doing: str, lower: Mapping[str, int] | None = None):
+    """Says what to lower where memory runs out."""
+    batch = {"evaluate.batch_size": self.batch}
+    return out_of_memory(doing, {**(lower or {}), **batch})
 
-  def _teacher(self) -> teacher.Teacher:
-    steps = self.settings["teacher"]["train"]["steps"]
+  def _teacher(self) -> model.Teacher:
+    train = self.settings["teacher"]["train"]
     seeds = [self.settings["teacher"]["seed"]]
-    log = Metrics(self.folder, seeds, steps, "teacher", write=False)
+    log = Metrics(self.folder, seeds, train["steps"], "teacher", write=False)
+    lower = {"teacher.train.batch_size": train["batch_size"]}
     try:
-      return teacher.obtain(
-        self.settings["teacher"],
-        self.task,
-        os.path.join(self.folder, "teacher"),
-        batch=self.batch,
-        on_log=log,
-        on_resume=log.resume,
-      )
+      with self._memory("training the teacher", lower):
+        return model.obtain(
+          self.settings["teacher"],
+          self.task,
+          os.path.join(self.folder, "teacher"),
+          batch=self.batch,
+          on_log=log,
+          on_resume=log.resume,
+        )
     finally:
       log.close()
 
-  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
+  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, TrainState]:
     settings = self.settings
     setup = Setup(
       task=self.task,
@@ -205,8 +193,10 @@ class _Study:
       os.path.join(self.folder, "checkpoints"), settings["train"]["keep"]
     )
     log = Metrics(self.folder, self.seeds, settings["train"]["steps"], "train")
+    lower = {"train.batch_size": settings["train"]["batch_size"]}
     try:
-      return loop.fit(self.groups, setup, checkpoints, log, log.resume)
+      with self._memory("training", {**lower, "seeds": len(self.seeds)}):
+        return loop.fit(self.groups, setup, checkpoints, log, log.resume)
     finally:
       log.close()
       checkpoints.close()
@@ -248,7 +238,7 @@ class _Study:
           "diverged": {
             str(seed): int(step)
             for seed, step in zip(
-              self.seeds, states[name]["diverged"], strict=True
+              self.seeds, states[name].diverged, strict=True
             )
             if step
           },
@@ -280,12 +270,12 @@ class _Study:
       asked["teacher"] = (self.teacher.model, self.teacher.weights)
     asked |= cost.distinct(self.groups, states, student, arms)
     results["models"] = {
-      name: {"name": model["name"], "parameters": cost.parameters(weights)}
-      for name, (model, weights) in asked.items()
+      name: {"name": kind["name"], "parameters": cost.parameters(weights)}
+      for name, (kind, weights) in asked.items()
     }
     return {
-      name: cost.measure(model, weights, self.task, self.batch)
-      for name, (model, weights) in asked.items()
+      name: cost.measure(kind, weights, self.task, self.batch)
+      for name, (kind, weights) in asked.items()
     }
 
   def _counts(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
@@ -308,56 +298,9 @@ class _Study:
       made = json.load(f)
     return {
       "evidence": "run",
-      **{k: v for k, v in made.items() if k != "config"},
+      **{k: v for k, v in made.items() if k not in ("config", "words")},
       "seconds": self.clock.seconds,
     }
-
-
-def _range(phase: str) -> tuple[int, int]:
-  """Returns the first and the last phase that `--phase` asks for."""
-  first, colon, last = phase.partition(":")
-  if not colon:
-    first, last = "", phase
-  for name in (first, last):
-    if name and name not in PHASES:
-      raise UserError(
-        f"--phase={phase}: unknown phase {name!r}, expected one of "
-        f"{', '.join(PHASES)}; P runs up to P, P: from P on, P:Q from P to Q"
-      )
-  start = PHASES.index(first or PHASES[0])
-  stop = PHASES.index(last or PHASES[-1])
-  if start > stop:
-    raise UserError(f"--phase={phase}: {first!r} comes after {last!r}")
-  return start, stop
-
-
-def _check_evaluate(
-  settings: Mapping[str, Any], task: Task, black_box: bool
-) -> None:
-  """Checks the keys that need the number of classes or of devices."""
-  options = settings["evaluate"]
-  shift = options["shift_classes"]
-  accepted = registry.names(task.num_classes, bool(shift), black_box)
-  if options["metric"] not in accepted:
-    raise UserError(
-      f"evaluate.metric = {options['metric']!r}: expected one of "
-      f"{brief(accepted, 40)}"
-    )
-  for key, classes in {
-    "evaluate.shift_classes": shift,
-    "signal.omit_classes": settings["signal"]["omit_classes"],
-    "signal.only_classes": settings["signal"]["only_classes"],
-  }.items():
-    if any(c >= task.num_classes for c in classes):
-      raise UserError(
-        f"{key} = {list(classes)}: expected classes below {task.num_classes}"
-      )
-  devices = settings["mesh"]["seeds"]
-  if devices > jax.device_count() or settings["seeds"] % devices:
-    raise UserError(
-      f"mesh.seeds = {devices}: expected a divisor of seeds = "
-      f"{settings['seeds']} up to the {jax.device_count()} devices here"
-    )
 
 
 def _bytes_needed(groups, settings, task) -> int:
@@ -367,6 +310,11 @@ def _bytes_needed(groups, settings, task) -> int:
   state = jax.eval_shape(program.make_init(groups, setup), seeds)
   size = settings["seeds"] * sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
+  )
+  check.memory(
+    2 * size // settings["mesh"]["seeds"],
+    "the state of all runs and its copy for a checkpoint",
+    ("seeds", "the arms", "the size of student"),
   )
   row = transfer_sets.row_bytes(groups, task)
   # One checkpoint more than are kept is there while the next is written.

@@ -19,7 +19,7 @@ from kd.data.task import SAMPLE, Task
 from kd.errors import UserError
 from kd.signals import label, store
 from kd.study import workdir
-from kd.teachers import black_box, filters
+from kd.teachers import black_box, funnel
 from kd.teachers import model as teachers
 from kd.train import arms
 from kd.train.batches import Live, Transfer, transfer_of
@@ -72,8 +72,6 @@ class Pools:
       if key not in pools:
         pools[key] = self._pool(pool, start, section["live"])
       signal, kept = pools[key]
-      if self.box:
-        black_box.check_reads(group, signal)
       transfers[transfer_of(section)] = Transfer(
         inputs=self.task.train,
         signal=signal,
@@ -99,8 +97,8 @@ class Pools:
     """Returns a pool's signal, and which rows its filter kept (None: all)."""
     chain = self.settings["filters"].get(pool["filter"], ())
     if self.box:
-      made, kept, funnel = black_box.signal(self.box, chain, pool)
-      self.funnels[pool["filter"] or "none"] = funnel
+      made, kept, counts = black_box.signal(self.box, chain, pool)
+      self.funnels[pool["filter"] or "none"] = counts
       return made, kept
     if live:
       return self._truth(pool, start), None
@@ -115,8 +113,8 @@ class Pools:
     assert isinstance(made.dense, signals.Dense)  # kd.config sees to it
     probs = np.asarray(jax.nn.softmax(made.dense.logits))
     truth = np.asarray(made.truth.ids)
-    kept, funnel = filters.keep(probs, truth, self.task.class_names, chain)
-    self.funnels[pool["filter"]] = funnel
+    kept, counts = funnel.keep(probs, truth, self.task.class_names, chain)
+    self.funnels[pool["filter"]] = counts
     return made, kept
 
   def _truth(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
@@ -150,11 +148,31 @@ class Pools:
       batch=batch,
     )
     folder = pool["path"] or os.path.join(
-      self.folder, "signals", workdir.digest(plan.kept["signal"])
+      self.folder, "signals", folder_name(plan.kept["signal"])
     )
     if not pool["path"]:
       label.label(folder, plan)
     return store.read(folder, plan.kept, _keys(self.task, start))
+
+
+def folder_name(section: Mapping[str, Any]) -> str:
+  """Names a pool's store: what one looks for, then a hash of all of it.
+
+  >>> signal = dict(
+  ...   pool="train",
+  ...   keep="top_k",
+  ...   k=8,
+  ...   dtype="int8",
+  ...   samples=16,
+  ...   temperature=2.0,
+  ... )
+  >>> folder_name(signal)
+  'train-top_8-int8-16_samples_at_T2-dae00b87'
+  """
+  kept = f"top_{section['k']}" if section["keep"] == "top_k" else "dense"
+  samples = f"{section['samples']}_samples_at_T{section['temperature']:g}"
+  parts = section["pool"], kept, section["dtype"], samples
+  return "-".join((*parts, workdir.digest(section)))
 
 
 def without(section: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from typing import Any
 
 import jax
 
-from kd import files
+from kd import files, interrupts
 from kd.errors import UserError, why
+from kd.objectives import terms
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
@@ -36,7 +37,7 @@ def digest(section: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def claim(
-  workdir: str, config: Mapping[str, Any], need_bytes: int
+  workdir: str, config: Mapping[str, Any], need_bytes: int, free: str = ""
 ) -> Generator[None]:
   """Makes a folder a study's own while it runs.
 
@@ -44,6 +45,8 @@ def claim(
     workdir: created if needed.
     config: the resolved config; a folder that holds another is refused.
     need_bytes: how much the study will write at most.
+    free: the one section that may differ from the folder's, whose config is
+      then written anew.
 
   Raises:
     UserError: the folder can't be written, has too little room, holds another
@@ -52,15 +55,16 @@ def claim(
   path = os.path.join(workdir, "config.json")
   # JSON has no tuples: compare what would be read back.
   config = json.loads(json.dumps(config))
+  differs = True
   try:
     os.makedirs(workdir, exist_ok=True)
     if os.path.exists(path):
-      _refuse_another(path, config)
+      differs = _refuse_another(path, config, free)
     lock = open(os.path.join(workdir, ".lock"), "a")  # noqa: SIM115
-    free = shutil.disk_usage(workdir).free
-    if free < need_bytes:
+    room = shutil.disk_usage(workdir).free
+    if room < need_bytes:
       raise UserError(
-        f"workdir = {workdir!r}: {free / 2**20:.1f} MiB free, the study needs "
+        f"workdir = {workdir!r}: {room / 2**20:.1f} MiB free, the study needs "
         f"{need_bytes / 2**20:.1f} MiB"
       )
   except OSError as error:
@@ -74,8 +78,10 @@ def claim(
       raise UserError(
         f"workdir = {workdir!r}: in use by another process"
       ) from error
-    if not os.path.exists(path):
-      files.write_json(path, {"config": config, **facts(config)})
+    if differs:
+      words = {name: terms.words(arm) for name, arm in config["arms"].items()}
+      made = {"config": config, "words": words, **facts(config)}
+      files.write_json(path, made)
     yield
 
 
@@ -99,6 +105,7 @@ class Clock:
   """Adds up the seconds of each phase over all processes of a study."""
 
   def __init__(self, workdir: str):
+    self._folder = workdir
     self._path = os.path.join(workdir, "seconds.json")
     try:
       with open(self._path) as f:
@@ -108,6 +115,8 @@ class Clock:
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Generator[None]:
+    """Counts the seconds of a phase, and is what a signal says it stopped."""
+    interrupts.say(lambda: _stopped(self._folder, name))
     began = time.monotonic()
     yield
     spent = time.monotonic() - began
@@ -115,21 +124,36 @@ class Clock:
     files.write_json(self._path, self.seconds)
 
 
-def _refuse_another(path: str, config: Mapping[str, Any]) -> None:
-  try:
-    with open(path) as f:
-      found = json.load(f)["config"]
-  except (ValueError, KeyError) as error:
-    raise UserError(f"{path}: not a study's config ({why(error)})") from error
-  ours, theirs = dict(_leaves(config)), dict(_leaves(found))
+def _stopped(folder: str, phase: str) -> str:
+  """Says where the same command would go on."""
+  places = {"teacher": "teacher/checkpoints", "train": "checkpoints"}
+  whence = "begins that phase again, with what is done of it"
+  if phase in places:
+    with contextlib.suppress(OSError):
+      kept = os.listdir(os.path.join(folder, places[phase]))
+      steps = [int(name) for name in kept if name.isdigit()]
+      whence = f"goes on from step {max(steps, default=0)}"
+  return f"phase {phase} of {folder}; the same command {whence}"
+
+
+def _refuse_another(path: str, config: Mapping[str, Any], free: str) -> bool:
+  """Returns whether the config differs from the folder's, in `free` alone."""
+  found = files.read_json(path, "config of a study")
+  if not isinstance(found, Mapping) or not isinstance(
+    found.get("config"), Mapping
+  ):
+    raise UserError(f"{path}: not a study's config")
+  ours, theirs = dict(_leaves(config)), dict(_leaves(found["config"]))
   keys = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
-  if keys:
-    key = keys[0]
+  other = [k for k in keys if not (free and k.startswith(f"{free}."))]
+  if other:
+    key = other[0]
     raise UserError(
       f"{path}: the workdir holds another study: {key} = {theirs.get(key)!r} "
       f"there, {ours.get(key)!r} here ({len(keys)} keys differ); choose "
       "another --workdir"
     )
+  return bool(keys)
 
 
 def _leaves(node, path=""):
@@ -141,11 +165,12 @@ def _leaves(node, path=""):
 
 
 def _flags() -> list[str]:
-  """The command's flags, without the folder: it is this machine's."""
+  """The command's flags, without the folder, which is this machine's, and the
+  phase: what the whole study takes."""
   return [
     os.path.relpath(a) if os.path.isabs(a) else a
     for a in sys.argv[1:]
-    if not a.startswith("--workdir")
+    if not a.lstrip("-").startswith(("workdir", "phase"))
   ]
 
 

@@ -1,4 +1,4 @@
-"""What a black-box teacher answers: one prompt, one or many samples.
+"""What a black-box teacher is asked and answers: one prompt, many samples.
 
 The schema of the JSONL that `kd.teachers.ingest` reads, one object a line:
 
@@ -20,7 +20,18 @@ from typing import Any
 
 import msgspec
 
+from kd.errors import UserError
+from kd.lines import Line, decode, lines
+
 MOST_SAMPLES = 4096  # of one prompt; with more, something else was meant
+
+
+class Prompt(msgspec.Struct, forbid_unknown_fields=True):
+  """What is to be asked."""
+
+  id: str
+  prompt: str
+  reference: str | None = None
 
 
 class Sample(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -66,16 +77,14 @@ class Answers(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     return hashlib.blake2b(self.prompt.encode(), digest_size=8).hexdigest()
 
 
-_DECODE = msgspec.json.Decoder(Answers).decode
-
-
 def is_store(path: str) -> bool:
   """Whether a folder is a store of kd.teachers.ingest."""
   try:
     with open(os.path.join(path, "metadata.json"), encoding="utf-8") as f:
-      return json.load(f).get("kind") == "answers"
-  except (OSError, ValueError):
+      metadata = json.load(f)
+  except (OSError, ValueError, RecursionError):
     return False
+  return isinstance(metadata, dict) and metadata.get("kind") == "answers"
 
 
 def is_file(path: str) -> bool:
@@ -94,38 +103,25 @@ def is_black_box(teacher: Mapping[str, Any]) -> bool:
   return teacher["black_box"] or is_answers(teacher["path"])
 
 
-def parse(line: bytes) -> Answers:
-  """Reads one line of JSON.
+def of_line(line: Line) -> Answers:
+  """Reads a line of a file.
 
   Raises:
     ValueError: in a few words, what is wrong with it.
   """
-  try:
-    return checked(_DECODE(line))
-  except UnicodeDecodeError as error:
-    raise ValueError(f"invalid UTF-8: {error.reason}") from error
-  except msgspec.ValidationError as error:
-    raise ValueError(f"schema: {error}") from error
-  except msgspec.DecodeError as error:
-    raise ValueError(f"not JSON: {error}") from error
-  except RecursionError as error:
-    raise ValueError("not JSON: nested too deeply") from error
+  return checked(decode(line, Answers))
 
 
-def convert(row: dict[str, Any]) -> Answers:
-  """As `parse`, from a Parquet row; a null stands for an absent field."""
-  try:
-    return checked(msgspec.convert(_without_nulls(row), Answers))
-  except msgspec.ValidationError as error:
-    raise ValueError(f"schema: {error}") from error
+def check_asked(id_: str, prompt: str) -> None:
+  """Raises ValueError for what nobody should be asked."""
+  for name, text in (("id", id_), ("prompt", prompt)):
+    if not text.strip():
+      raise ValueError(f'schema: "{name}" is empty')
 
 
 def checked(answers: Answers) -> Answers:
   """Raises ValueError for what the types do not say."""
-  if not answers.id:
-    raise ValueError('schema: "id" is empty')
-  if not answers.prompt.strip():
-    raise ValueError('schema: "prompt" is empty')
+  check_asked(answers.id, answers.prompt)
   if not 1 <= len(answers.samples) <= MOST_SAMPLES:
     raise ValueError(
       f'schema: {len(answers.samples)} "samples", expected 1 to {MOST_SAMPLES}'
@@ -151,9 +147,22 @@ def _numbers(answers: Answers) -> Iterator[tuple[str, float]]:
         yield f"{path}.rubric[{criterion!r}]", number
 
 
-def _without_nulls(node: Any) -> Any:
-  if isinstance(node, dict):
-    return {k: _without_nulls(v) for k, v in node.items() if v is not None}
-  if isinstance(node, list):
-    return [_without_nulls(v) for v in node]
-  return node
+def read_prompts(path: str) -> list[Prompt]:
+  """Reads the prompts, of which no two have one id.
+
+  Raises:
+    UserError: naming the file and the line that is none.
+  """
+  prompts: dict[str, Prompt] = {}
+  for line in lines(path):
+    try:
+      prompt = decode(line, Prompt)
+      check_asked(prompt.id, prompt.prompt)
+      if prompt.id in prompts:
+        raise ValueError(f"id {prompt.id!r} again")
+    except ValueError as error:
+      raise UserError(f"{path}, line {line.number}: {error}") from error
+    prompts[prompt.id] = prompt
+  if not prompts:
+    raise UserError(f"{path}: no line, expected prompts")
+  return list(prompts.values())

@@ -22,15 +22,13 @@ import msgspec
 import numpy as np
 
 from kd import files, signals
-from kd.data.prompts import Prompts
+from kd.data.memory import InMemory
 from kd.data.task import PARTS, Task, is_resident
 from kd.errors import UserError, brief
-from kd.objectives.registry import OBJECTIVES
 from kd.signals import Labels, Samples, Signal
-from kd.teachers import answers, filters, ingest, targets
+from kd.teachers import answers, funnel, ingest, targets
 from kd.teachers.answers import Answers, Sample
 from kd.teachers.model import Teacher, first_unseen
-from kd.train.arms import Group
 
 HELD_OUT = 10  # one prompt of so many, where validation has no answers
 
@@ -123,8 +121,8 @@ def load(folder: str, task: Task, extract: str = "") -> BlackBox:
   Args:
     folder: of kd.teachers.ingest.
     task: of texts; its class names are the answers that count.
-    extract: a regular expression whose first group is the answer in a longer
-      text; "" takes the text.
+    extract: a regular expression whose first group, or all of it where that
+      takes no part, is the answer in a longer text; "" takes the text.
 
   Raises:
     UserError: the task has no texts, its class names are alike, the store is
@@ -142,7 +140,7 @@ def load(folder: str, task: Task, extract: str = "") -> BlackBox:
   asked: list[Answers] = []
   votes = {k: np.full(len(of), -1, np.int32) for k, of in texts.items()}
   for example in ingest.read(folder):
-    example = _extracted(example, extract)
+    example = extracted(example, extract)
     held = [k for k in places if example.key in places[k]]
     for part in held:
       votes[part][places[part][example.key]] = _vote(example, classes)
@@ -166,8 +164,8 @@ def load(folder: str, task: Task, extract: str = "") -> BlackBox:
   form = task.train.form
   task = dataclasses.replace(
     task,
-    train=Prompts([a.prompt for a in asked], labels, form, "the prompts"),
-    validation=Prompts(*map(list, zip(*held, strict=True)), form, "held out"),
+    train=InMemory([a.prompt for a in asked], labels, form, "the prompts"),
+    validation=InMemory(*map(list, zip(*held, strict=True)), form, "held out"),
   )
   return BlackBox(
     task=task,
@@ -186,26 +184,6 @@ def check(task: Task) -> None:
       f"task.name = {task.name!r}: its inputs are no texts, of which a black "
       "box is asked; expected a task of texts, or teacher.black_box = False"
     )
-
-
-def check_reads(group: Group, signal: Signal) -> None:
-  """Raises UserError where an arm reads what no answer of its signal has."""
-  scores, drawn = signal.samples.scores, signal.samples
-  has = {
-    "log_probs": bool(jnp.any(~jnp.isnan(drawn.log_probs))),
-    "scores": scores is not None and bool(jnp.any(~jnp.isnan(scores))),
-    "rejected": signal.rejected is not None and signal.rejected.shape[1] > 0,
-  }
-  for part in group.parts:
-    for objective, keys in part.terms:
-      needs = [keys.get("scores", ""), OBJECTIVES[objective].reads]
-      needs += ["scores"] if keys.get("target") == "best" else []
-      for need in needs:
-        if not has.get(need, True):
-          raise UserError(
-            f"arms.{part.names[0]}: reads {need}, which none of the teacher's "
-            "answers has; see signal.rank_by, or take an objective of votes"
-          )
 
 
 def signal(
@@ -230,8 +208,8 @@ def signal(
   rejected: list[list[int]] = [[] for _ in range(n)]
   row_of = {a.id: i for i, a in enumerate(box.asked)}
   asked = (msgspec.structs.replace(a, samples=a.samples[:k]) for a in box.asked)
-  kept, funnel = filters.run(asked, chain, box.evaluation)
-  closed = filters.entry("closed set")
+  kept, counts = funnel.run(asked, chain, box.evaluation)
+  closed = funnel.entry("closed set")
 
   def known(example: Answers) -> Answers | None:
     inside = [s for s in example.samples if _class(box, s.text) >= 0]
@@ -239,7 +217,7 @@ def signal(
 
   for example in kept:
     row = row_of[example.id]
-    example = filters.apply(known, example, closed)
+    example = funnel.apply(known, example, closed)
     if example is None:
       continue
     m = len(example.samples)
@@ -261,7 +239,29 @@ def signal(
     samples=Samples(*map(jnp.asarray, (ids, *numbers))),
     rejected=jnp.asarray(np.array(worse, np.int32).reshape(n, width)),
   )
-  return made, answer >= 0, [*funnel, closed]
+  return made, answer >= 0, [*counts, closed]
+
+
+def extracted(example: Answers, extract: str) -> Answers:
+  """Returns an example whose texts are the answers found in them."""
+  if not extract:
+    return example
+  pattern = re.compile(extract, re.DOTALL)
+
+  def inner(text: str) -> str:
+    match = pattern.search(text)
+    if match is None:
+      return text
+    group = match[1] if pattern.groups else None
+    return match[0] if group is None else group
+
+  return msgspec.structs.replace(
+    example,
+    samples=[
+      msgspec.structs.replace(s, text=inner(s.text)) for s in example.samples
+    ],
+    rejected=[inner(text) for text in example.rejected],
+  )
 
 
 def _is_held_out(example: Answers) -> bool:
@@ -274,25 +274,6 @@ def _positions(texts: Sequence[str]) -> dict[str, list[int]]:
   for i, text in enumerate(texts):
     found.setdefault(Answers("", text, []).key, []).append(i)
   return found
-
-
-def _extracted(example: Answers, extract: str) -> Answers:
-  """Returns an example whose texts are the answers found in them."""
-  if not extract:
-    return example
-  pattern = re.compile(extract, re.DOTALL)
-
-  def inner(text: str) -> str:
-    match = pattern.search(text)
-    return match[pattern.groups and 1] if match else text
-
-  return msgspec.structs.replace(
-    example,
-    samples=[
-      msgspec.structs.replace(s, text=inner(s.text)) for s in example.samples
-    ],
-    rejected=[inner(text) for text in example.rejected],
-  )
 
 
 def _vote(example: Answers, classes: Mapping[str, int]) -> int:

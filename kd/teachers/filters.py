@@ -9,15 +9,15 @@ chain:
     config.filters.clean = (dict(name="refusals"), dict(name="margin", low=0.2))
     config.arms.soft.signal.filter = "clean"
 
-`run` and `keep` leave a funnel: what came in, what went out and a few examples
-of what each filter removed. Filters are pure: what they need to remember (what
-was seen already) is made anew by each run.
+A filter is a function here and its entry in FILTERS; no other file names it.
+Filters are pure: what they need to remember (what was seen already) is made
+anew by each run (kd.teachers.funnel).
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,37 +25,45 @@ import numpy as np
 
 from kd.config import rules
 from kd.config.rules import Check
-from kd.errors import UserError
 from kd.teachers import targets
 from kd.teachers.answers import Answers, Sample
 
-SHOWN = 3  # examples that the funnel keeps of what a filter removed
-TEXT = 80  # characters of each
 Step = Callable[[Answers], Answers | None]
-REFUSALS = (
-  r"^\s*(i('m| am) )?sorry\b",
-  r"\b(i|we) (can(no|')t|can not|am not able to|'m not able to|am unable to"
-  r"|won't|will not) (help|assist|answer|comply|provide|do that)",
-  r"\bas an? (ai|artificial intelligence|language model)\b",
+APOSTROPHES = "['\u2018\u2019\u02bc\uff07`\u00b4]"
+REFUSALS = tuple(
+  pattern.replace("'", APOSTROPHES).replace(" ", r"\s+")
+  for pattern in (
+    r"^\s*((i'm|i am) )?sorry\b",
+    r"\b((i|we) (can't|cannot|can not|cant|won't|will not)"
+    r"|(i|we)( am|'m| are|'re) (not able|unable) to)"
+    r" (answer|assist|complete|comply|create|discuss|do (so|that|this)|engage"
+    r"|fulfill?|generate|give|help|produce|provide|respond|share|support|tell"
+    r"|write)\b",
+    r"\bas an? (ai|artificial intelligence|(large )?language model)\b",
+  )
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-  """How a filter is made.
+  """All that is known of a filter.
 
   Attributes:
+    words: what it keeps, for the funnel.
     make: (**keys) -> a fresh step.
     keys: its config keys.
     usual: their values where a config says nothing.
     rows: (probs [N, V], truth [N], **keys) -> which of a teacher's
       distributions to keep; None for a filter that looks at texts.
+    evaluated: whether `make` also takes `evaluation`, the evaluation's texts.
   """
 
+  words: str
   make: Callable[..., Step]
   keys: Mapping[str, Check] = dataclasses.field(default_factory=dict)
   usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rows: Callable[..., np.ndarray] | None = None
+  evaluated: bool = False
 
 
 def _keep_if(holds: Callable[[Answers], bool]) -> Step:
@@ -250,162 +258,58 @@ REGEXES = Check(
   "a tuple of regular expressions",
   lambda v: isinstance(v, tuple | list) and all(map(rules.REGEX.accepts, v)),
 )
+AT_LEAST = rules.number(low=0)
 FILTERS: dict[str, Filter] = {
-  "exact_duplicates": Filter(exact_duplicates),
+  "exact_duplicates": Filter("the first of equal prompts", exact_duplicates),
   "near_duplicates": Filter(
-    near_duplicates, NEAR, {"similarity": 0.8, "ngram": 5}
+    "the first of prompts that are nearly alike",
+    near_duplicates,
+    NEAR,
+    {"similarity": 0.8, "ngram": 5},
   ),
-  "leakage": Filter(leakage, NEAR, {"similarity": 0.8, "ngram": 5}),
-  "agreement": Filter(agreement, {"low": SHARE}, rows=_sure),
-  "margin": Filter(margin, {"low": SHARE}, rows=_leads),
+  "leakage": Filter(
+    "prompts that are not nearly those of the evaluation",
+    leakage,
+    NEAR,
+    {"similarity": 0.8, "ngram": 5},
+    evaluated=True,
+  ),
+  "agreement": Filter(
+    "answers that many samples share", agreement, {"low": SHARE}, rows=_sure
+  ),
+  "margin": Filter(
+    "a clear lead of the first answer", margin, {"low": SHARE}, rows=_leads
+  ),
   "entropy": Filter(
+    "an entropy of the answers in range",
     entropy,
-    {"low": rules.number(low=0), "high": rules.number(low=0)},
+    {"low": AT_LEAST, "high": AT_LEAST},
     {"low": 0.0},
-    _uncertain,
+    rows=_uncertain,
   ),
-  "confidence": Filter(confidence, {"low": PART}, rows=_sure),
+  "confidence": Filter(
+    "samples that are likely", confidence, {"low": PART}, rows=_sure
+  ),
   "length": Filter(
-    length, {"low": rules.integer(0), "high": rules.integer(0)}, {"low": 1}
+    "samples of a length in range",
+    length,
+    {"low": rules.integer(0), "high": rules.integer(0)},
+    {"low": 1},
   ),
-  "pattern": Filter(pattern, {"regex": rules.REGEX}),
-  "refusals": Filter(refusals, {"patterns": REGEXES}, {"patterns": REFUSALS}),
-  "verified": Filter(verified, rows=_right),
+  "pattern": Filter(
+    "samples that match a pattern", pattern, {"regex": rules.REGEX}
+  ),
+  "refusals": Filter(
+    "samples that are no refusals",
+    refusals,
+    {"patterns": REGEXES},
+    {"patterns": REFUSALS},
+  ),
+  "verified": Filter("samples that are right", verified, rows=_right),
   "rubric": Filter(
+    "samples that judges score highly, and alike",
     rubric,
-    {
-      "low": rules.number(),
-      "weights": WEIGHTS,
-      "conflict": rules.number(low=0),
-    },
+    {"low": rules.number(), "weights": WEIGHTS, "conflict": AT_LEAST},
     {"conflict": 1e9},
   ),
 }
-
-
-def check(
-  path: str, filters: Sequence[Mapping[str, Any]], black_box: bool = True
-) -> None:
-  """Raises UserError unless the sections name filters, with their keys, that
-  know what to do with texts (`black_box`) or with distributions."""
-  if not isinstance(filters, tuple | list):
-    raise UserError(f"{path} = {filters!r}: expected a tuple of sections")
-  for i, section in enumerate(filters):
-    at = f"{path}[{i}]"
-    if not isinstance(section, Mapping):
-      raise UserError(f"{at} = {section!r}: expected a section with a name")
-    name = section.get("name")
-    if name not in FILTERS:
-      raise UserError(
-        f"{at}.name = {name!r}: expected one of {', '.join(FILTERS)}"
-      )
-    found = FILTERS[name]
-    given = {k: v for k, v in section.items() if k != "name"}
-    rules.check_keys(at, {**found.usual, **given}, found.keys)
-    if not black_box and found.rows is None:
-      known = [name for name, f in FILTERS.items() if f.rows is not None]
-      raise UserError(
-        f"{at}.name = {name!r}: looks at texts, and this study's teacher "
-        f"leaves distributions; expected one of {', '.join(known)}, or a black "
-        "box"
-      )
-
-
-def run(
-  examples: Iterable[Answers],
-  filters: Sequence[Mapping[str, Any]],
-  evaluation: Sequence[str] = (),
-) -> tuple[Iterator[Answers], list[dict[str, Any]]]:
-  """Applies filters to a stream.
-
-  Args:
-    examples: read once, lazily.
-    filters: checked sections of a config.
-    evaluation: prompts of the evaluation, for `leakage`.
-
-  Returns:
-    (what is kept, funnel). The funnel, one entry for each filter, fills as the
-    stream is read: {"step", "in", "out", "samples_in", "samples_out",
-    "removed": a few examples}.
-  """
-  steps, funnel = [], []
-  for section in filters:
-    keys = _keys(section)
-    if section["name"] == "leakage":
-      keys["evaluation"] = evaluation
-    steps.append(FILTERS[section["name"]].make(**keys))
-    funnel.append(entry(section["name"]))
-
-  def kept() -> Iterator[Answers]:
-    for example in examples:
-      current: Answers | None = example
-      for step, counts in zip(steps, funnel, strict=True):
-        current = apply(step, current, counts)
-        if current is None:
-          break
-      if current is not None:
-        yield current
-
-  return kept(), funnel
-
-
-def entry(name: str) -> dict[str, Any]:
-  """Returns a funnel's entry before anything has come in."""
-  counts = dict.fromkeys(("in", "out", "samples_in", "samples_out"), 0)
-  return {"step": name, **counts, "removed": []}
-
-
-def apply(
-  step: Step, example: Answers, counts: dict[str, Any]
-) -> Answers | None:
-  """Applies one step and counts what it did."""
-  after = step(example)
-  counts["in"] += 1
-  counts["samples_in"] += len(example.samples)
-  counts["out"] += after is not None
-  counts["samples_out"] += len(after.samples) if after else 0
-  if after is None and len(counts["removed"]) < SHOWN:
-    texts = [s.text[:TEXT] for s in example.samples[:SHOWN]]
-    prompt = " ".join(example.prompt.split())[:TEXT]
-    shown = {"id": example.id, "prompt": prompt, "samples": texts}
-    counts["removed"].append(shown)
-  return after
-
-
-def keep(
-  probs: np.ndarray,
-  truth: np.ndarray,
-  names: Sequence[str],
-  filters: Sequence[Mapping[str, Any]],
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-  """Applies filters to a teacher's distributions.
-
-  Args:
-    probs: float [N, V].
-    truth: int [N], -1 where it is not known.
-    names: of the V classes, for the funnel.
-    filters: checked sections of a config.
-
-  Returns:
-    (which rows are kept, bool [N]; funnel).
-  """
-  kept, funnel = np.ones(len(probs), bool), []
-  for section in filters:
-    rows = FILTERS[section["name"]].rows
-    assert rows is not None  # `check`
-    after = kept & rows(probs, truth, **_keys(section))
-    counts = entry(section["name"])
-    for side, mask in (("in", kept), ("out", after)):
-      counts[side] = counts[f"samples_{side}"] = int(mask.sum())
-    for row in np.flatnonzero(kept & ~after)[:SHOWN].tolist():
-      top = int(probs[row].argmax())
-      said = f"{names[top]} ({probs[row, top]:.2f})"
-      counts["removed"].append({"id": f"row {row}", "samples": [said]})
-    funnel.append(counts)
-    kept = after
-  return kept, funnel
-
-
-def _keys(section: Mapping[str, Any]) -> dict[str, Any]:
-  keys = {k: v for k, v in section.items() if k != "name"}
-  return {**FILTERS[section["name"]].usual, **keys}

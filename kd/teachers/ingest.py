@@ -7,7 +7,11 @@ Files are JSONL (kd.teachers.answers says of what), plain or ending in .gz or
 records and eight bytes for each id. What is good goes into DIR as ArrayRecord
 shards with a metadata.json; what is not goes into DIR/rejected.jsonl with its
 file, line and reason. Where more than `max_bad` of the lines are bad, there is
-no store, but rejected.jsonl is left beside it as DIR.rejected.jsonl.
+no store, but rejected.jsonl is left beside it as DIR.rejected.jsonl. A file
+that breaks off (half a .gz) is refused whatever `max_bad` is.
+
+Exit code: 0 there is a store, 2 something is refused and there is none, 130 and
+143 for SIGINT and SIGTERM, which leave none either.
 """
 
 import collections
@@ -15,27 +19,19 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-from absl import app, flags, logging
-from array_record.python.array_record_module import (  # ty: ignore
-  ArrayRecordWriter,
-)
-from grain import sources
+from absl import flags, logging
 
 from kd import files
 from kd.errors import UserError, why
 from kd.lines import Line, lines
-from kd.teachers import answers
+from kd.teachers import answers, command
 from kd.teachers.answers import Answers
-
-_OUT = flags.DEFINE_string("out", "", "The store's folder; must not exist.")
-_MAX_BAD = flags.DEFINE_float("max_bad", 0.02, "Bad lines, as a share of all.")
 
 KEPT = 500  # bytes of a bad line that rejected.jsonl keeps
 PER_SHARD = 100_000
@@ -53,11 +49,14 @@ class _Shards:
     self._writer: Any = None
 
   def write(self, record: bytes) -> None:
+    # Late: it takes seconds, in which a wrong argument could be told.
+    from array_record.python import array_record_module  # ty: ignore
+
     if self.count % PER_SHARD == 0:
       self.close()
       self.names.append(f"answers-{len(self.names):05d}.array_record")
       path = os.path.join(self.folder, self.names[-1])
-      self._writer = ArrayRecordWriter(path, "group_size:1")
+      self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
     self._writer.write(record)
     self.count += 1
 
@@ -76,8 +75,8 @@ def ingest(
     The store's metadata: counts by file and of each kind of fault.
 
   Raises:
-    UserError: a file that cannot be opened, a folder that exists, or more
-      bad lines than `max_bad`.
+    UserError: a file that cannot be read to its end, a folder that exists or
+      cannot be made, or more bad lines than `max_bad`.
   """
   if not paths:
     raise UserError("FILE is missing: expected JSONL or Parquet files")
@@ -91,12 +90,17 @@ def ingest(
     if not os.path.isfile(path):
       raise UserError(f"{path}: no such file")
   parent = os.path.dirname(os.path.abspath(out))
-  os.makedirs(parent, exist_ok=True)
-  scratch = tempfile.mkdtemp(prefix=".answers-", dir=parent)
   try:
-    return _ingest(paths, out, max_bad, scratch)
-  finally:
-    shutil.rmtree(scratch, ignore_errors=True)
+    os.makedirs(parent, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix=".answers-", dir=parent)
+    try:
+      return _ingest(paths, out, max_bad, scratch)
+    finally:
+      shutil.rmtree(scratch, ignore_errors=True)
+  except OSError as error:
+    raise UserError(
+      f"--out = {out!r}: cannot be made ({why(error)})"
+    ) from error
 
 
 def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
       for line in lines(path):
         read += 1
         try:
-          shards.write(_ENCODE(_accept(line, seen)))
+          shards.write(_accept(line, seen))
         except ValueError as error:
           bad += 1
           kinds[str(error).partition(":")[0]] += 1
@@ -151,21 +155,18 @@ def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
   return metadata
 
 
-def _accept(line: Line, seen: set[bytes]) -> Answers:
-  """Returns a line's answers; raises ValueError with what is wrong."""
-  if line.value is None:
-    raise ValueError(line.fault)
-  if isinstance(line.value, dict):
-    found = answers.convert(line.value)
-  else:
-    if not line.value.strip():
-      raise ValueError("empty line")
-    found = answers.parse(line.value)
+def _accept(line: Line, seen: set[bytes]) -> bytes:
+  """Returns the record of a line; raises ValueError with what is wrong."""
+  found = answers.of_line(line)
   digest = hashlib.blake2b(found.id.encode(), digest_size=8).digest()
   if digest in seen:
     raise ValueError(f"duplicate id: {found.id[:100]!r}")
+  try:
+    record = _ENCODE(found)
+  except (OverflowError, RecursionError) as error:  # of a trace
+    raise ValueError(f"cannot be stored: {why(error)}") from error
   seen.add(digest)
-  return found
+  return record
 
 
 def _reject(path: str, line: Line, reason: str) -> str:
@@ -177,17 +178,43 @@ def _reject(path: str, line: Line, reason: str) -> str:
   return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
+class _Source(msgspec.Struct):
+  """A file that a store was made of."""
+
+  crc32: int
+
+
+class _Metadata(msgspec.Struct):
+  """What of a store's metadata.json is read again."""
+
+  kind: Literal["answers"]
+  examples: int
+  sources: list[_Source]
+  shards: list[str]
+  crc32: list[int]
+
+
+def _metadata(folder: str) -> _Metadata:
+  path = os.path.join(folder, "metadata.json")
+  try:
+    found = msgspec.convert(files.read_json(path, "store"), _Metadata)
+  except msgspec.ValidationError as error:
+    raise UserError(f"{path}: of no store of answers: {error}") from error
+  if len(found.shards) != len(found.crc32):
+    raise UserError(f"{path}: expected one CRC-32 for each shard")
+  return found
+
+
 def fingerprint(folder: str) -> str:
   """Hashes the answers of a store, whatever files they came from."""
-  metadata = files.read_json(os.path.join(folder, "metadata.json"), "store")
-  text = json.dumps([metadata["examples"], metadata["crc32"]])
+  metadata = _metadata(folder)
+  text = json.dumps([metadata.examples, metadata.crc32])
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_source(folder: str, path: str) -> None:
   """Raises UserError where a file has changed since a store was made of it."""
-  metadata = files.read_json(os.path.join(folder, "metadata.json"), "store")
-  made_of = [s["crc32"] for s in metadata["sources"]]
+  made_of = [source.crc32 for source in _metadata(folder).sources]
   if made_of != [crc := files.crc32(path)]:
     raise UserError(
       f"{folder}: made of another file than {path} (CRC-32 {made_of}, now "
@@ -201,13 +228,10 @@ def read(folder: str) -> Iterator[Answers]:
   Raises:
     UserError: no store; a shard that is missing or damaged, naming it.
   """
-  path = os.path.join(folder, "metadata.json")
-  metadata = files.read_json(path, "store")
-  if metadata.get("kind") != "answers":
-    raise UserError(
-      f"{path}: kind = {metadata.get('kind')!r}, expected 'answers'"
-    )
-  for name, expected in zip(metadata["shards"], metadata["crc32"], strict=True):
+  from grain import sources
+
+  metadata = _metadata(folder)
+  for name, expected in zip(metadata.shards, metadata.crc32, strict=True):
     shard = os.path.join(folder, name)
     try:
       crc = files.crc32(shard)
@@ -224,14 +248,18 @@ def read(folder: str) -> Iterator[Answers]:
         yield _DECODE(record)
 
 
-def main(argv: list[str]) -> None:
-  try:
-    made = ingest(argv[1:], _OUT.value, _MAX_BAD.value)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+def define_flags() -> None:
+  """Defines the command's flags."""
+  flags.DEFINE_string("out", "", "The store's folder; must not exist.")
+  flags.DEFINE_float("max_bad", 0.02, "Bad lines, as a share of all.")
+
+
+def main(argv: list[str]) -> int:
+  made = ingest(argv[1:], flags.FLAGS.out, flags.FLAGS.max_bad)
   print(f"{made['examples']} examples, {made['rejected']} lines rejected")
+  return 0
 
 
 if __name__ == "__main__":
-  app.run(main)
+  define_flags()
+  command.run(main)

@@ -22,17 +22,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax import nnx
 
 from kd import config, files, models, signals
-from kd.config import rules
+from kd.config import sections
 from kd.data.task import Split, Task
 from kd.errors import UserError, brief
 from kd.models import functional
 from kd.parallel import mesh
 from kd.teachers import answers
-from kd.train import arms, loop
+from kd.train import arms, checkpoint, coverage, loop
 from kd.train.batches import Setup, Transfer, transfer_of
 from kd.train.checkpoint import Checkpoints
 
@@ -47,11 +46,14 @@ class Teacher:
     model: its name and options.
     weights: {"params", "rest"}.
     fingerprint: a hash of the model's options and weights.
+    of_another_split: whether it was trained on another task or split, and so
+      perhaps on examples that this one tests on.
   """
 
   model: Mapping[str, Any]
   weights: Mapping[str, Any]
   fingerprint: str
+  of_another_split: bool = False
 
   @functools.cached_property
   def _everywhere(self):
@@ -74,35 +76,22 @@ class Teacher:
 
 def options(section: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the model's name and options in a config's teacher section."""
-  return {k: v for k, v in section.items() if k not in rules.TEACHER}
+  return {k: v for k, v in section.items() if k not in sections.TEACHER}
 
 
-def check(section: Mapping[str, Any], task: Task | None = None) -> None:
-  """Checks a config's teacher section, against its task once that is known."""
+def check(section: Mapping[str, Any], task: Task) -> None:
+  """Checks a config's teacher section against its task."""
   if has_answers(section):
-    if not os.path.exists(section["path"]):
-      raise UserError(f"teacher.path = {section['path']!r}: no such file")
     return
   if section["path"]:
-    if section["pretrained"]:
-      raise UserError(
-        f"teacher.pretrained = True: expected False, since teacher.path = "
-        f"{section['path']!r} says where the teacher is"
-      )
     found = _description(section["path"])
-    if task is not None:
-      _check_fit(section["path"], found, task)
+    _check_fit(section["path"], found, task)
     return
-  if "name" not in section:
-    raise UserError("teacher.name is missing: expected a model's name")
-  models.check("teacher", options(section))
   if section["pretrained"]:
     _check_published(section["name"], task)
-  rules.check_optimizer("teacher.train", section["train"])
-  if task is not None:
-    # Raises where the inputs don't fit.
-    functional.define(options(section), task.signature)
-    check_jitter("teacher.train.jitter", section["train"]["jitter"], task)
+  # Raises where the inputs don't fit.
+  functional.define(options(section), task.signature)
+  check_jitter("teacher.train.jitter", section["train"]["jitter"], task)
 
 
 def has_answers(section: Mapping[str, Any]) -> bool:
@@ -171,33 +160,33 @@ def obtain(
     "train": section["train"],
     "signal": {"labelled": True, **place},
   }
-  (group,) = arms.group({ARM: arm}, task.num_classes)
+  groups = arms.group({ARM: arm}, task.num_classes)
   transfer = Transfer(
     inputs=task.train,
     signal=signals.of_labels(labels),
     rows=np.arange(count, dtype=np.int32)[None],
     jitter=section["train"]["jitter"],
   )
+  transfers = {transfer_of(arm["signal"]): transfer}
+  groups = coverage.bind(groups, transfers, task.num_classes)
   setup = Setup(
     task=task,
-    transfers={transfer_of(arm["signal"]): transfer},
+    transfers=transfers,
     seeds=[section["seed"]],
     train=section["train"],
     eval_batch=batch,
   )
   os.makedirs(folder, exist_ok=True)
   checkpoints = Checkpoints(os.path.join(folder, "checkpoints"))
-  state = loop.fit([group], setup, checkpoints, on_log, on_resume)[ARM]
-  if state["diverged"][0]:
+  state = loop.fit(groups, setup, checkpoints, on_log, on_resume)[ARM]
+  if state.diverged[0]:
     raise UserError(
-      f"teacher.train: the loss was not finite at step "
-      f"{int(state['diverged'][0])}: lower teacher.train.learning_rate = "
+      "teacher.train: the loss or the weights were not finite at step "
+      f"{int(state.diverged[0])}: lower teacher.train.learning_rate = "
       f"{section['train']['learning_rate']}"
     )
-  chosen = state["best"] if section["select"] == "best" else state
-  weights = {
-    k: jax.tree.map(lambda x: x[0], chosen[k]) for k in ("params", "rest")
-  }
+  chosen = state.best if section["select"] == "best" else state.weights
+  weights = jax.tree.map(lambda x: x[0], chosen)
   checkpoints.close()
   # Without a teacher.json, weights here are those of a run that was killed.
   shutil.rmtree(os.path.join(folder, "weights"), ignore_errors=True)
@@ -226,7 +215,7 @@ def _describe(folder: str, teacher: Teacher, task: Task, **facts) -> None:
   )
 
 
-def _check_published(name: str, task: Task | None) -> None:
+def _check_published(name: str, task: Task) -> None:
   """Checks that a model has published weights, of the task's classes."""
   kind: Any = models.MODELS[name]
   if not hasattr(kind, "load_published"):
@@ -236,7 +225,7 @@ def _check_published(name: str, task: Task | None) -> None:
       f"expected teacher.name to be one of {', '.join(able)}"
     )
   classes = kind.published_classes()
-  if task is not None and tuple(task.class_names) != tuple(classes):
+  if tuple(task.class_names) != tuple(classes):
     raise UserError(
       f"teacher.pretrained = True: {name!r} tells {len(classes)} classes apart "
       f"({brief(classes)}), which are not those of task.name = {task.name!r} "
@@ -272,12 +261,7 @@ def _check_fit(folder: str, found: Mapping, task: Task) -> None:
 def _load(folder: str, task: Task) -> Teacher:
   found = _description(folder)
   _check_fit(folder, found, task)
-  if found["task"] != task.fingerprint:
-    logging.warning(
-      "the teacher in %s was trained on another task or split: its training "
-      "examples may be among this study's test examples",
-      folder,
-    )
+  other = not found.get("pretrained") and found["task"] != task.fingerprint
   model = config.tuples(found["model"])
   if found.get("pretrained"):
     weights = _published(model, task)
@@ -290,15 +274,14 @@ def _load(folder: str, task: Task) -> Teacher:
     return Teacher(model, weights, found["fingerprint"])
   _, init = functional.define(model, task.signature)
   params, rest = jax.eval_shape(init, jax.random.key(0))
-  checkpoints = Checkpoints(os.path.join(folder, "weights"), keep=1)
-  step, weights = checkpoints.restore({"params": params, "rest": rest})
-  checkpoints.close()
-  if not step or _fingerprint(model, weights) != found["fingerprint"]:
+  like = {"params": params, "rest": rest}
+  weights = checkpoint.read(os.path.join(folder, "weights"), like)
+  if _fingerprint(model, weights) != found["fingerprint"]:
     raise UserError(
-      f"{folder}: the teacher's weights are missing or damaged: expected the "
-      f"fingerprint {found['fingerprint']}"
+      f"{folder}: the weights are not those that teacher.json tells of: "
+      f"expected the fingerprint {found['fingerprint']}"
     )
-  return Teacher(model, weights, found["fingerprint"])
+  return Teacher(model, weights, found["fingerprint"], other)
 
 
 def _json(folder: str) -> str:
@@ -306,16 +289,27 @@ def _json(folder: str) -> str:
 
 
 def _description(folder: str) -> dict[str, Any]:
-  try:
-    with open(_json(folder)) as f:
-      return json.load(f)
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f"teacher.path = {folder!r}: no readable teacher.json ({error}); "
-      "expected the teacher/ folder of an earlier study, or a black box's "
-      "answers: .jsonl, .jsonl.gz, .jsonl.zst, .parquet or a store of them "
-      "(kd.teachers.ingest)"
-    ) from error
+  """Returns what teacher.json says.
+
+  Raises:
+    UserError: it can't be read, or lacks something.
+  """
+  path = _json(folder)
+  found = files.read_json(path, "description of a teacher")
+  needed: dict[str, Any] = {
+    "model": dict,
+    "num_classes": int,
+    "input_shape": list,
+    "task": str,
+    "fingerprint": str,
+    "fraction": int | float,
+  }
+  for key, kind in needed.items():
+    if not isinstance(found, dict) or not isinstance(found.get(key), kind):
+      raise UserError(
+        f"{path}: lacks {key!r}, expected what a study writes of its teacher"
+      )
+  return found
 
 
 def _fingerprint(model: Mapping, weights: Any) -> str:

@@ -1,18 +1,9 @@
-"""From a config's arms to loss functions, gathered to train together.
-
-An arm names an objective of kd.objectives.registry and that objective's keys:
-
-    arms.soft = dict(objective="soft", temperature=4.0, divergence="forward_kl")
-
-or a weighted sum, each part with its own keys and weight:
-
-    arms.both = dict(objective="hard + soft", hard=dict(weight=0.1, ...),
-                     soft=dict(weight=0.9, temperature=4.0, ...))
+"""Arms gathered to train together, and what their losses make of a batch.
 
 Arms with the same student, optimiser and transfer set form a group: one
 forward and one backward pass serves them all, vmapped. Within it, those that
 differ only in numbers form a part: one loss function, vmapped over arrays of
-those numbers.
+those numbers. What an arm's config may say of its loss: kd.objectives.terms.
 """
 
 import dataclasses
@@ -22,12 +13,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from kd import divergences, models
-from kd.config import rules
-from kd.errors import UserError
 from kd.models.outputs import Outputs
+from kd.objectives import terms
 from kd.objectives.registry import OBJECTIVES
 from kd.signals import Signal
 from kernels import distill_loss
@@ -48,38 +38,78 @@ class Part:
     names: the arms, A of them.
     terms: (objective, static keys) of each part of the loss.
     numbers: {key: [A]} for each term, `weight` among them.
+    fused_from: the classes from which on the kernels' loss is taken.
+    partial: for each term, whether some example of the transfer set may lack
+      what it reads; None, before kd.train.coverage has looked, where any may.
   """
 
   names: tuple[str, ...]
   terms: tuple[tuple[str, Mapping[str, Any]], ...]
   numbers: tuple[Mapping[str, np.ndarray], ...]
+  fused_from: int = FUSED_FROM
+  partial: tuple[bool, ...] | None = None
 
   def loss(
     self, student: Outputs, signal: Signal, numbers: Sequence[Mapping]
   ) -> Float[Array, ""]:
-    """Returns a batch's mean loss; `numbers` are one arm's.
+    """Returns a batch's loss; `numbers` are one arm's.
 
-    From V = FUSED_FROM on, the terms that kernels.distill_loss expresses are
-    one call of it, which never holds the logits of a large batch.
+        sum over terms of weight mean_n loss_n,  n over rows that count
+
+    A row counts that has what the term reads; without one, the term is 0. From
+    V = fused_from on, the terms that kernels.distill_loss expresses are one
+    call of it, which never holds the logits of a large batch, but for those of
+    which some rows may not count.
     """
-    large = student.num_classes >= FUSED_FROM
+    large = student.num_classes >= self.fused_from
+    partial = self.partial or (True,) * len(self.terms)
     total = jnp.zeros(())
-    fused: dict[str, Any] = {}
-    for (name, static), traced in zip(self.terms, numbers, strict=True):
+    shared: dict[str, Any] = {}
+    for (name, static), traced, some in zip(
+      self.terms, numbers, partial, strict=True
+    ):
       keys = {**static, **traced}
       weight = keys.pop("weight")
       objective = OBJECTIVES[name]
+      counts = None
+      if some and objective.rows is not None:
+        counts = objective.rows(signal, student.num_classes, **static)
       if large and objective.fused is not None:
         arguments = objective.fused(signal, weight, **keys)
-        if not fused.keys() & arguments.keys():  # one teacher in one call
-          fused |= arguments
+        if counts is not None:
+          total = total + _fused(student, arguments, counts)
           continue
-      term = objective.loss(student, signal, **keys)
-      total = total + weight * jnp.mean(term)
-    if fused:
-      fused = NO_TEACHER | fused
-      total = total + distill_loss(student.head, **fused)[0]
+        if not shared.keys() & arguments.keys():  # one teacher in one call
+          shared |= arguments
+          continue
+      losses = objective.loss(student, signal, **keys)
+      total = total + weight * _mean(losses, counts)
+    if shared:
+      total = total + _fused(student, shared)
     return total
+
+
+def _fused(
+  student: Outputs,
+  arguments: dict[str, Any],
+  counts: Bool[Array, "B"] | None = None,
+) -> Float[Array, ""]:
+  """Returns the kernels' loss, as a mean over the rows that count."""
+  arguments = NO_TEACHER | arguments
+  if counts is not None:
+    arguments["weights"] = counts / jnp.maximum(counts.sum(), 1)
+    if "labels" in arguments:  # the kernels make NaN of what is no class
+      arguments["labels"] = jnp.where(counts, arguments["labels"], 0)
+  return distill_loss(student.head, **arguments)[0]
+
+
+def _mean(
+  losses: Float[Array, "B"], counts: Bool[Array, "B"] | None
+) -> Float[Array, ""]:
+  """Returns the mean over the rows that count; 0 where none does."""
+  if counts is None:
+    return jnp.mean(losses)
+  return jnp.where(counts, losses, 0.0).sum() / jnp.maximum(counts.sum(), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +137,19 @@ class Group:
 
 
 def group(
-  arms: Mapping[str, Mapping], num_classes: int, black_box: bool = False
+  arms: Mapping[str, Mapping],
+  num_classes: int | None = None,
+  black_box: bool = False,
+  fused_from: int = FUSED_FROM,
 ) -> list[Group]:
   """Checks every arm's keys and gathers the arms that can train together.
 
   Args:
-    arms: of `kd.config.rules.resolve`.
-    num_classes: V of the task.
+    arms: of `kd.config.resolve`.
+    num_classes: V of the task; None where it isn't known yet, and then
+      `check_classes` follows.
     black_box: whether the teacher leaves sampled answers alone.
+    fused_from: the classes from which on the kernels' loss is taken.
 
   Raises:
     UserError: an unknown objective, model or key; a value out of range.
@@ -122,13 +157,12 @@ def group(
   entries = []
   for name, arm in arms.items():
     models.check(f"arms.{name}.student", arm["student"])
-    terms = _terms(f"arms.{name}", arm, num_classes)
-    for term, static, _ in terms:
-      _check_reads(f"arms.{name}", term, static, black_box)
-    entries.append((name, arm, terms))
+    entries.append((name, arm, terms.check(f"arms.{name}", arm, black_box)))
   groups = []
   for together in _gather(entries, _trains_with):
-    parts = [_part(members) for members in _gather(together, _loss_of)]
+    parts = [
+      _part(members, fused_from) for members in _gather(together, _loss_of)
+    ]
     _, arm, _ = together[0]
     sections = [arms[n]["train"] for part in parts for n in part.names]
     groups.append(
@@ -140,7 +174,17 @@ def group(
         signal=arm["signal"],
       )
     )
+  if num_classes is not None:
+    check_classes(groups, num_classes)
   return groups
+
+
+def check_classes(groups: Sequence[Group], num_classes: int) -> None:
+  """Raises UserError where an arm's loss does not fit the task's V."""
+  for part in (part for group in groups for part in group.parts):
+    for name, static in part.terms:
+      path = f"arms.{part.names[0]}"
+      terms.check_classes(path, name, static, num_classes)
 
 
 def _gather(entries, kind) -> list[list]:
@@ -158,132 +202,24 @@ def _trains_with(entry):
 
 
 def _loss_of(entry):
-  return [(objective, static) for objective, static, _ in entry[2]]
+  return [(term.name, term.static) for term in entry[2]]
 
 
-def _part(members) -> Part:
-  numbers = [[n for *_, n in terms] for _, _, terms in members]
+def _part(members, fused_from: int) -> Part:
+  every = [of_arm for _, _, of_arm in members]
   return Part(
     names=tuple(name for name, _, _ in members),
-    terms=tuple((objective, static) for objective, static, _ in members[0][2]),
+    terms=tuple((term.name, term.static) for term in every[0]),
     numbers=tuple(
-      {key: _array(arm[key] for arm in of_term) for key in of_term[0]}
-      for of_term in zip(*numbers, strict=True)
+      {
+        key: _array(term.numbers[key] for term in same)
+        for key in same[0].numbers
+      }
+      for same in zip(*every, strict=True)
     ),
+    fused_from=fused_from,
   )
 
 
 def _array(values) -> np.ndarray:
   return np.asarray([float(v) for v in values], np.float32)
-
-
-def _terms(path, arm, num_classes):
-  """Yields (objective, static keys, numbers) of each part of an arm's loss."""
-  names = [part.strip() for part in str(arm["objective"]).split("+")]
-  for name in names:
-    if name not in OBJECTIVES:
-      raise UserError(
-        f"{path}.objective = {arm['objective']!r}: expected one of "
-        f"{', '.join(OBJECTIVES)}, or a sum such as 'hard + soft'"
-      )
-  own = {
-    k: v
-    for k, v in arm.items()
-    if k not in ("objective", "baseline", "overrides", *rules.ARM_SECTIONS)
-  }
-  if len(names) == 1:
-    return [_term(path, names[0], {**own, "weight": 1.0}, arm, num_classes)]
-  if len(set(names)) < len(names):
-    raise UserError(f"{path}.objective = {arm['objective']!r}: repeats a part")
-  weight = rules.number(low=0)
-  for key, value in own.items():
-    if key not in names:
-      raise UserError(
-        f"{path}.{key} = {value!r}: unknown key of a sum, expected the "
-        f"sections {', '.join(names)}"
-      )
-  for name in names:
-    part = own.get(name)
-    if not isinstance(part, Mapping) or "weight" not in part:
-      raise UserError(
-        f"{path}.{name}.weight is missing: expected {weight.words}"
-      )
-    rules.check(f"{path}.{name}.weight", part["weight"], weight)
-  return [
-    _term(f"{path}.{name}", name, own[name], arm, num_classes) for name in names
-  ]
-
-
-def _check_reads(path, name, static, black_box: bool) -> None:
-  """Refuses what this kind of teacher does not leave."""
-  of_logits = ("logits", "top_k")
-  if black_box and OBJECTIVES[name].reads in of_logits:
-    known = [k for k, v in OBJECTIVES.items() if v.reads not in of_logits]
-    raise UserError(
-      f"{path}: {name!r} needs the teacher's logits, and a black box leaves "
-      f"sampled answers alone; expected one of {', '.join(known)}"
-    )
-  if not black_box and OBJECTIVES[name].reads == "rejected":
-    raise UserError(
-      f"{path}: {name!r} needs rejected alternatives, which only a black box "
-      "leaves (teacher.path, teacher.black_box)"
-    )
-  if not black_box and static.get("scores") == "scores":
-    raise UserError(
-      f"{path}.scores = 'scores': only a black box gives scores; expected "
-      "'votes' or 'log_probs'"
-    )
-
-
-def _term(path, name, keys, arm, num_classes):
-  objective = OBJECTIVES[name]
-  accepted = objective.keys
-  if not isinstance(accepted, Mapping):
-    accepted = accepted(path, keys)
-  given = {k: v for k, v in keys.items() if k != "weight"}
-  rules.check_keys(path, given, accepted)
-  if given.get("target") == "truth" and not arm["signal"]["labelled"]:
-    raise UserError(
-      f"{path}.target = 'truth': the transfer set is unlabelled; expected "
-      f"'answer', or signal.labelled = True"
-    )
-  if "samples" in given and given["samples"] > arm["signal"]["samples"]:
-    raise UserError(
-      f"{path}.samples = {given['samples']}: expected at most "
-      f"signal.samples = {arm['signal']['samples']}"
-    )
-  if given.get("k", 0) > num_classes:
-    raise UserError(
-      f"{path}.k = {given['k']}: expected at most the task's {num_classes} "
-      f"classes"
-    )
-  if arm["signal"].get("keep") == "top_k":
-    _check_top_k(path, name, given, arm["signal"])
-  if name == "dkd" and num_classes < 3:
-    raise UserError(
-      f"{path}.objective = 'dkd': undefined for {num_classes} classes, "
-      f"expected a task with at least 3"
-    )
-  traced = {k: float(v) for k, v in given.items() if accepted[k].traced}
-  static = {k: v for k, v in given.items() if not accepted[k].traced}
-  return name, static, {**traced, "weight": float(keys["weight"])}
-
-
-def _check_top_k(path, name, keys, signal) -> None:
-  """Checks a term of an arm whose signal has the top k alone."""
-  if OBJECTIVES[name].reads == "logits":
-    raise UserError(
-      f"{path}.objective = {name!r}: needs the logits of all classes, but "
-      f"signal.keep = 'top_k'; expected objective = 'top_k', or signal.keep = "
-      f"'dense'"
-    )
-  if keys.get("k", 0) > signal["k"]:
-    raise UserError(
-      f"{path}.k = {keys['k']}: expected at most signal.k = {signal['k']}"
-    )
-  kept = [float(t) for t in signal["temperatures"]]
-  if name == "top_k" and float(keys["temperature"]) not in kept:
-    raise UserError(
-      f"{path}.temperature = {keys['temperature']}: expected one of "
-      f"signal.temperatures = {tuple(kept)}, at which the tail is known"
-    )

@@ -22,6 +22,7 @@ from kd.train import batches, program
 from kd.train.arms import Group
 from kd.train.batches import Setup
 from kd.train.checkpoint import Checkpoints
+from kd.train.step import TrainState
 
 # The forward pass of one run's batch from which on a run fills the machine
 # by itself, so that runs go one after another: docs/performance.md.
@@ -87,7 +88,7 @@ def fit(
   checkpoints: Checkpoints | None = None,
   on_log: Callable[[Log], None] = lambda log: None,
   on_resume: Callable[[int], None] = lambda step: None,
-):
+) -> dict[str, TrainState]:
   """Trains every run and returns the state by arm.
 
   Args:
@@ -101,15 +102,14 @@ def fit(
     on_resume: called once, with the step that training continues from.
 
   Returns:
-    {arm: {"params", "rest", "best", "best_step", "diverged"}}, each array
-    with the leading axis S.
+    {arm: its runs' state}, each array with the leading axis S.
   """
   one_by_one, why = fills_the_machine(groups, setup)
   if one_by_one:
     groups = [single for group in groups for single in split(group)]
   runs = len(setup.seeds) * sum(len(g.names) for g in groups)
   logging.info(
-    "%d runs %s: %s",
+    "%d runs %s: %s; compiling",
     runs,
     "one after another" if one_by_one else "vmapped",
     why,
@@ -125,8 +125,11 @@ def fit(
     by_seed = NamedSharding(mesh.of_seeds(setup.devices), P("seeds"))
     state = jax.device_put(state, by_seed)
   resident = batches.resident(setup)
-  late = None
+  late, length = None, None
   for stop, xs in batches.intervals(setup, done):
+    if length not in (None, stop - done):
+      logging.info("compiling the last %d steps", stop - done)
+    length = stop - done
     state, logs = run(state, seeds, xs, jnp.int32(done), resident)
     if late is not None:
       late()

@@ -1,4 +1,4 @@
-"""What the compilers say of a V that is sharded: bar 6 of issue 3.
+"""What the compilers say of a V that is sharded.
 
 Evidence of kind "compiled", for devices that are not here. Skipped without the
 compilers (requirements-tpu.txt, requirements-gpu.txt). About 20 s.
@@ -6,18 +6,19 @@ compilers (requirements-tpu.txt, requirements-gpu.txt). About 20 s.
 
 from absl.testing import absltest, parameterized
 
-from kernels import report_gpu, report_parallel, tpu_targets
+from kernels import topologies
+from kernels.report import gpu, parallel
 
 GIB = 1 << 30
-REASONS = {"v5e": tpu_targets.available(), "h100": report_gpu.available()}
+REASONS = {"v5e": topologies.available(), "h100": gpu.available()}
 
 
 class ParallelCompiledTest(parameterized.TestCase):
-  @parameterized.parameters(*report_parallel.SETUPS)
+  @parameterized.parameters(*parallel.SETUPS)
   def test_one_reduction_of_dh(self, target):
     if REASONS[target] is not None:
       self.skipTest(REASONS[target])
-    row = report_parallel.row(target)
+    row = parallel.row(target)
     self.assertNotIn("error", row)
     ((operation, shapes, once),) = row["dh_reductions"]
     self.assertEqual(operation, "all-reduce")

@@ -1,4 +1,4 @@
-"""A study's whole program for a TPU, with no TPU: issue 3's "wired in".
+"""A study's whole program for a TPU, with no TPU.
 
 Evidence of kind *compiled*. Skipped without libtpu (requirements-tpu.txt).
 """
@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
-from kernels import tpu_targets
+from kernels import topologies
 from tests.kd import small
 
 
 class StepTest(parameterized.TestCase):
   @parameterized.parameters("v5e", "v6e")
   def test_the_steps_call_the_kernel_and_hold_no_logits(self, target):
-    if reason := tpu_targets.available():
+    if reason := topologies.available():
       self.skipTest(reason)
     run, args = small.wide_program()
-    place = tpu_targets.sharding(target)
+    place = topologies.sharding(target)
 
     def put(x):
       dtype = jnp.result_type(x)

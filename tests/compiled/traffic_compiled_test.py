@@ -1,22 +1,23 @@
-"""What value_and_grad from logits moves through HBM: bar 4 of issue 3.
+"""What value_and_grad from logits moves through HBM.
 
 Evidence of kind "compiled". Skipped without the compilers. About 60 s.
 """
 
 from absl.testing import absltest, parameterized
 
-from kernels import report_gpu, report_traffic, tpu_targets
+from kernels import topologies
+from kernels.report import gpu, traffic
 
 
 class TrafficCompiledTest(parameterized.TestCase):
   @parameterized.parameters("v5e", "tpu7x", "h100")
   def test_n_v_b(self, target):
-    is_tpu = target in tpu_targets.TARGETS
-    reason = (tpu_targets if is_tpu else report_gpu).available()
+    is_tpu = target in topologies.TARGETS
+    reason = (topologies if is_tpu else gpu).available()
     if reason is not None:
       self.skipTest(reason)
     cases = (("jsd", False, 1.0), ("forward_kl", True, 2.0))
-    rows = report_traffic.rows([target], cases)
+    rows = traffic.rows([target], cases)
     for r in rows:
       if r["program"] in ("kernel", "xla"):
         floor = {"kernel": 3, "xla": 7}[r["program"]]

@@ -54,31 +54,34 @@ def kl(p, q):
     return np.where(p > 0, p * (np.log(p) - np.log(q)), 0.0).sum(-1)
 
 
+def jsd(p, q, b):
+  m = b * p + (1 - b) * q
+  return 0.0 * m[..., 0] if b in (0, 1) else b * kl(p, m) + (1 - b) * kl(q, m)
+
+
+def alpha_divergence(p, q, a):
+  if a in (0, 1):
+    return kl(p, q) if a else kl(q, p)
+  # 1 - sum p^a q^(1-a), from terms that are each small where p = q nearly.
+  terms = a * p + (1 - a) * q - p**a * q ** (1 - a)
+  return terms.sum(-1) / (a * (1 - a))
+
+
+# The definition of each divergence, and the parameters that tests give it.
+DIVERGENCES = {
+  "forward_kl": (lambda p, q, _: kl(p, q), (None,)),
+  "reverse_kl": (lambda p, q, _: kl(q, p), (None,)),
+  "tvd": (lambda p, q, _: 0.5 * np.abs(p - q).sum(-1), (None,)),
+  "jsd": (jsd, (0.0, 1e-3, 0.1, 0.5, 1.0)),
+  "skew_kl": (lambda p, q, a: kl(p, a * p + (1 - a) * q), (0.1, 0.9)),
+  "skew_reverse_kl": (lambda p, q, a: kl(q, a * q + (1 - a) * p), (0.1,)),
+  "alpha_divergence": (alpha_divergence, (0.0, 1e-3, 0.5, 0.999, 1.0)),
+}
+
+
 def divergence(name, p, q, parameter=None):
   """D of probabilities, from its definition."""
-  a = parameter
-  if name == "forward_kl":
-    return kl(p, q)
-  if name == "reverse_kl":
-    return kl(q, p)
-  if name == "tvd":
-    return 0.5 * np.abs(p - q).sum(-1)
-  if name == "jsd":
-    m = a * p + (1 - a) * q
-    return 0.0 * m[..., 0] if a in (0, 1) else a * kl(p, m) + (1 - a) * kl(q, m)
-  if name == "skew_kl":
-    return kl(p, a * p + (1 - a) * q)
-  if name == "skew_reverse_kl":
-    return kl(q, a * q + (1 - a) * p)
-  if name == "alpha_divergence":
-    if a == 0:
-      return kl(q, p)
-    if a == 1:
-      return kl(p, q)
-    # 1 - sum p^a q^(1-a), from terms that are each small where p = q nearly.
-    terms = a * p + (1 - a) * q - p**a * q ** (1 - a)
-    return terms.sum(-1) / (a * (1 - a))
-  raise ValueError(name)
+  return DIVERGENCES[name][0](p, q, parameter)
 
 
 def numerical_gradient(function, x, step=1e-5):

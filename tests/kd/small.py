@@ -11,7 +11,7 @@ from kd.bench import training
 from kd.data.order import subset
 from kd.data.registry import load
 from kd.models import functional
-from kd.train import arms, batches, program
+from kd.train import arms, batches, coverage, program
 from kd.train.batches import Setup, Transfer, transfer_of
 
 
@@ -36,7 +36,15 @@ def settings(arm_configs, *, steps=40, hidden=(16,), **sections):
   return config.resolve(options)
 
 
-def study(resolved, *, seeds=(0, 1), logits=None, live=None, task=None):
+def study(
+  resolved,
+  *,
+  seeds=(0, 1),
+  logits=None,
+  live=None,
+  task=None,
+  fused_from=arms.FUSED_FROM,
+):
   """Returns (groups, setup) with a teacher's logits made up from the labels.
 
   Args:
@@ -45,9 +53,10 @@ def study(resolved, *, seeds=(0, 1), logits=None, live=None, task=None):
     logits: the teacher's, instead.
     live: a feed.Live, the teacher of the arms that say signal.live.
     task: instead of the config's.
+    fused_from: of kd.train.arms.group.
   """
   task = task or load(resolved["task"])
-  groups = arms.group(resolved["arms"], task.num_classes)
+  groups = arms.group(resolved["arms"], task.num_classes, fused_from=fused_from)
   labels = task.train.labels()
   stored = any(not group.signal["live"] for group in groups)
   if logits is None and stored:
@@ -76,6 +85,7 @@ def study(resolved, *, seeds=(0, 1), logits=None, live=None, task=None):
       jitter=section["jitter"],
       live=live if section["live"] else None,
     )
+  groups = coverage.bind(groups, transfers, task.num_classes)
   setup = Setup(
     task=task, transfers=transfers, seeds=list(seeds), train=resolved["train"]
   )

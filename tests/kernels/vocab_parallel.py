@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
-from kernels import Head, Logits, TopK, distill_loss, token_log_probs
+from kernels import Head, Logits, Rows, TopK, distill_loss, token_log_probs
 from tests.kernels import oracle
-from tests.kernels.loss_test import PLANS, arrays, dense, head, problem, top_k
+from tests.kernels.problems import PLANS, arrays, dense, head, problem, top_k
 
 P = PartitionSpec
 N, V = 24, 300
@@ -153,10 +153,50 @@ def check_scores():
         assert reductions(text, f"{N},12") == 1, plan
 
 
+def check_invalid():
+  """An id out of range or twice is NaN in its row; weight 0 hides all."""
+  student, teacher, labels, weights = problem(N, V)
+  ids, lp = top_k(teacher, 7, 1.0)
+  row, s = np.arange(N) == 5, head(student)
+
+  def fn(s, teacher, labels, weights):
+    return distill_loss(
+      s, teacher, divergence=oracle.forward_kl, weights=weights, labels=labels,
+      hard_weight=0.5, vocab_axis="v", implementation=PLANS["chunked"],
+    )  # fmt: skip
+
+  specs = (HEAD, TopK(P(), P()), P(), P())
+  grad = jax.value_and_grad(fn, has_aux=True)
+  grad = sharded(grad, specs, ((P(), Rows(P(), P())), HEAD))
+  scores = lambda s, ids: token_log_probs(s, ids, vocab_axis="v")
+  scores = sharded(scores, (HEAD, P()), P())
+  none = np.where(row, 0, weights).astype(np.float32)
+  (_, rows), _ = grad(s, TopK(ids, lp), labels, weights)
+  clean = grad(s, TopK(ids, lp), labels, none)
+  np.testing.assert_equal(np.isfinite([*rows]).all(), True)
+  for value in (-1, V, ids[5, 0]):
+    bad = ids.copy()
+    bad[5, 3] = value
+    (loss, rows), _ = grad(s, TopK(bad, lp), labels, weights)
+    np.testing.assert_array_equal(np.isnan([loss, *rows.soft]), [True, *row])
+    np.testing.assert_equal(np.isfinite(rows.hard).all(), True)
+    got = grad(s, TopK(bad, lp), labels, none)
+    oracle.assert_close(got, clean, 1e-6)
+  for value in (-1, V):
+    bad = np.where(row, value, labels)
+    (loss, rows), _ = grad(s, TopK(ids, lp), bad, weights)
+    np.testing.assert_array_equal(np.isnan([loss, *rows.hard]), [True, *row])
+    np.testing.assert_array_equal(np.isnan(scores(s, bad)), row)
+    spoilt = Head(s.hidden.at[5].set(jnp.nan), s.kernel, s.bias)
+    got = grad(spoilt, TopK(ids, lp), bad, none)
+    oracle.assert_close(got, clean, 1e-6)
+
+
 if __name__ == "__main__":
   assert jax.device_count() == 4
   check_losses()
   check_ragged()
   check_rows_sharded_too()
   check_scores()
+  check_invalid()
   print("all agree")

@@ -2,8 +2,8 @@
 
 import pathlib
 import tempfile
-from unittest import mock
 
+from absl import flags
 from absl.testing import absltest
 
 from kd.bench import store as bench_store
@@ -11,15 +11,11 @@ from kd.bench import store as bench_store
 
 class BenchTest(absltest.TestCase):
   def test_a_page(self):
-    page = pathlib.Path(
-      self.enterContext(tempfile.TemporaryDirectory()), "p.md"
-    )
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    page = pathlib.Path(folder, "p.md")
     page.write_text("<!-- store -->\n<!-- /store -->\n")
-    with (
-      mock.patch.object(bench_store, "TOKENS", 8192),
-      mock.patch.object(bench_store, "VOCABULARIES", (1000, 32_000)),
-    ):
-      bench_store.main(["store_bench", str(page)])
+    small = ["store", "--tokens=8192", "--vocabularies=1000,32000"]
+    bench_store.main(flags.FLAGS([*small, str(page)]))
     rows = [x for x in page.read_text().splitlines() if x.startswith("| 32000")]
     self.assertLen(rows, 1)
     self.assertBetween(float(rows[0].split("|")[2]), 320, 350)

@@ -27,7 +27,7 @@ class PositionsTest(parameterized.TestCase):
 
   def test_another_process_draws_the_same(self):
     code = (
-      "from kd import order;"
+      "from kd.data import order;"
       "print(order.positions(7, n=7, batch_size=3, start=0, stop=4).tolist())"
     )
     printed = subprocess.run(

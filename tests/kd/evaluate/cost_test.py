@@ -13,6 +13,7 @@ from kd.evaluate import cost
 from kd.models import functional
 from kd.report import tables
 from kd.train import arms
+from kd.train.step import TrainState
 from tests.kd import small
 
 
@@ -57,9 +58,8 @@ class LatencyTest(absltest.TestCase):
       params, rest = functional.define(keys["student"], task.signature)[1](
         jax.random.key(0)
       )
-      states[arm] = jax.tree.map(
-        lambda x: x[None], {"params": params, "rest": rest}
-      )
+      weights = jax.tree.map(lambda x: x[None], (params, rest))
+      states[arm] = TrainState(*weights, *[None] * 5)
     found = cost.distinct(
       groups, states, resolved["student"], list(resolved["arms"])
     )

@@ -1,5 +1,8 @@
 """Models: shapes, randomness, options."""
 
+import inspect
+from unittest import mock
+
 import chex
 import jax
 import numpy as np
@@ -7,6 +10,7 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 
 from kd import models
+from kd.config import rules
 from kd.errors import UserError
 
 IMAGES = np.random.default_rng(0).random((3, 9, 7, 2)).astype(np.float32)
@@ -74,6 +78,52 @@ class ModelTest(parameterized.TestCase):
     self.assertEqual(
       models.num_params(model), 3 * 3 * 2 * 4 + 2 * 4 + 80 * 5 + 5
     )
+
+  @parameterized.parameters(*models.MODELS)
+  def test_every_option_has_a_rule_that_takes_its_default(self, name):
+    kind = models.MODELS[name]
+    options = {
+      k: p.default
+      for k, p in inspect.signature(kind.__init__).parameters.items()
+      if p.kind is p.KEYWORD_ONLY and k != "rngs"
+    }
+    self.assertCountEqual(kind.OPTIONS, options)
+    models.check("student", {"name": name, **options})
+
+  @parameterized.parameters(
+    ("mlp", {"hidden": (True,)}, r"student.hidden = \(True,\): expected a tup"),
+    ("mlp", {"hidden": 16}, "hidden = 16: expected a tuple"),
+    ("mlp", {"hidden": (0,)}, "whole number from 1 to 65536"),
+    ("mlp", {"hidden": (10**9,)}, "whole number from 1 to 65536"),
+    ("mlp", {"hidden": (1,) * 65}, "expected a tuple of at most 64"),
+    ("mlp", {"hidden": ((16,),)}, "expected a tuple"),
+    ("mlp", {"dropout": True}, r"dropout = True: expected a rate in \[0, 1"),
+    ("mlp", {"dropout": float("nan")}, "dropout = nan"),
+    ("mlp", {"input_dropout": 1.0}, "input_dropout = 1.0"),
+    ("cnn", {"hidden": 10**9}, "hidden = 1000000000: expected a whole number"),
+    ("cnn", {"channels": (4, 10**9)}, "channels = .* from 1 to 16384"),
+    ("byte_cnn", {"hidden": 0}, "hidden = 0: expected a whole number from 1"),
+    ("byte_cnn", {"embed": False}, "embed = False"),
+    ("magika", {"hidden": 3}, "no option of model 'magika', which takes none"),
+    (["mlp"], {}, r"student.name = \['mlp'\]: expected one of mlp"),
+  )
+  def test_options_out_of_range_are_refused(self, name, options, message):
+    with self.assertRaisesRegex(UserError, message):
+      models.check("student", {"name": name, **options})
+
+  def test_nested_tuples_and_texts_are_options_too(self):
+    stages = rules.tuple_of(
+      rules.tuple_of(rules.integer(1, 9), most=2, least=2), most=3
+    )
+    model = mock.Mock(OPTIONS={"stages": stages, "norm": rules.TEXT})
+    with mock.patch.dict(models.MODELS, own=model):
+      for good in ((), ((1, 2),), [[3, 4], [5, 6]]):
+        models.check("s", {"name": "own", "stages": good, "norm": "rms"})
+      for bad in ((1, 2), ((1,),), ((1, 10),), (((1, 2),),)):
+        with self.assertRaisesRegex(
+          UserError, "stages = .*each a tuple of 2 t"
+        ):
+          models.check("s", {"name": "own", "stages": bad})
 
   def test_a_cnn_wants_images(self):
     with self.assertRaisesRegex(UserError, r"expected images .* \(126,\)"):

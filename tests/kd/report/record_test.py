@@ -8,7 +8,6 @@ import tempfile
 from absl.testing import absltest
 
 from kd import study
-from kd.bench import training
 from kd.report import record
 from tests.kd import small
 from tests.kd.study.phases_test import options
@@ -38,22 +37,6 @@ class RecordTest(absltest.TestCase):
     self.assertNotIn("recall_4", kept["arms"]["soft"]["metrics"])
     for name in record.figures_of(results):
       self.assertTrue(os.path.exists(os.path.join(folder, f"{name}.png")))
-
-
-class BenchTest(absltest.TestCase):
-  def test_all_ways_train_the_same_weights(self):
-    hidden, arm = (8, 8), 2
-    self.enterContext(absltest.mock.patch.object(training, "STEPS", 6))
-    (state,), _ = training.in_one_program(hidden, "vmap")[0]()
-    kernel = state["params"]["head"]["kernel"][...][:, arm]  # [S, H, V]
-    temperature = training.TEMPERATURES[arm]
-    careful = training.careful_loop(hidden)(temperature)
-    usual = training.nnx_loop(hidden)(temperature)
-    for seed in range(training.SEEDS):
-      (params, *_), _ = careful[seed]
-      for weights in (params, usual[seed]):
-        difference = abs(weights["head"]["kernel"][...] - kernel[seed])
-        self.assertLess(float(difference.max()), 1e-5)
 
 
 if __name__ == "__main__":

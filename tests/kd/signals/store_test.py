@@ -9,7 +9,6 @@ import tempfile
 import chex
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy
 from absl.testing import absltest, parameterized
@@ -126,13 +125,19 @@ class ReadTest(Folder):
 class RefusalTest(Folder):
   """Each damage and each mismatch is refused, and its cause named."""
 
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.plan = labelling.plan(keep="top_k")
+    rows = np.arange(cls.plan.count)
+    cls.own = store.Keys(rows, store.keys(cls.plan.inputs(rows)))
+    parent = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.whole = os.path.join(parent, "signal")
+    label.label(cls.whole, cls.plan)
+
   def setUp(self):
     super().setUp()
-    self.plan = self.write(keep="top_k")
-    self.own = store.Keys(
-      np.arange(self.plan.count),
-      store.keys(self.plan.inputs(np.arange(self.plan.count))),
-    )
+    shutil.copytree(self.whole, self.folder)
 
   def refuse(self, words, plan=None, own=None):
     with self.assertRaisesRegex(UserError, words):
@@ -313,42 +318,6 @@ class ErrorTest(Folder):
       self.assertAlmostEqual(note["max_log_prob"], error, delta=1e-5)
       self.assertLessEqual(note["mean_kl"], mean)
       self.assertLessEqual(note["max_log_prob"], most)
-
-
-class SampleTest(absltest.TestCase):
-  def test_frequencies_approach_the_distribution(self):
-    logits = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    made = signals.make(logits, None, samples=20_000, temperature=2.0, seed=1)
-    expected = np.exp(logits / 2.0)
-    expected /= expected.sum(-1, keepdims=True)
-    for row in range(3):
-      found = np.bincount(made.samples.ids[row], minlength=5) / 20_000
-      np.testing.assert_allclose(found, expected[row], atol=0.015)
-    picked = np.take_along_axis(
-      np.log(expected), np.asarray(made.samples.ids), -1
-    )
-    np.testing.assert_allclose(made.samples.log_probs, picked, rtol=1e-4)
-    self.assertTrue((np.asarray(made.truth.ids) == -1).all())
-
-  def test_a_larger_pool_keeps_the_draws_of_a_smaller_one(self):
-    logits = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
-    options = {"samples": 6, "temperature": 1.0, "seed": 3}
-    large = signals.make(logits, None, **options)
-    small = signals.make(logits[:4], None, **options)
-    np.testing.assert_array_equal(large.samples.ids[:4], small.samples.ids)
-
-  def test_a_part_has_the_draws_of_the_whole(self):
-    logits = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
-    options = {"samples": 6, "temperature": 1.0, "seed": 3}
-    whole = signals.make(logits, None, **options)
-    part = signals.make(logits[4:], None, first=4, **options)
-    np.testing.assert_array_equal(whole.samples.ids[4:], part.samples.ids)
-
-  def test_top_k_is_exact(self):
-    logits = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
-    top = signals.top_k(signals.Dense(jnp.asarray(logits)), 3)
-    np.testing.assert_array_equal(top.ids, np.argsort(-logits, -1)[:, :3])
-    self.assertTrue((np.exp(top.log_probs).sum(-1) < 1).all())
 
 
 if __name__ == "__main__":

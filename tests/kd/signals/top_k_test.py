@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import os
+import pathlib
 import tempfile
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from absl.testing import absltest, parameterized
 from kd import divergences, objectives, signals, study
 from kd.data.registry import load
 from kd.errors import UserError
-from kd.objectives import registry
 from kd.signals import label, store
 from kd.train import arms, batches, loop
 from tests.kd import oracles, small
@@ -96,9 +95,9 @@ class ObjectiveTest(parameterized.TestCase):
     _, teacher = logits(1)
     dense = signals.Dense(jnp.asarray(teacher))
     wide = signals.top_k(dense, 6, (2.0,))
-    found = registry._log_probs(
-      mock.Mock(dense=wide), signals.top_k(wide, 3), jnp.float32(2.0)
-    )
+    none = signals.of_labels(np.zeros(len(teacher), int))
+    kept = dataclasses.replace(none, dense=wide)
+    _, found = kept.top_k_at(3, jnp.float32(2.0))
     expected = np.sort(oracles.log_softmax(np.float64(teacher) / 2.0), -1)
     np.testing.assert_allclose(found, expected[:, :-4:-1], rtol=1e-4)
 
@@ -112,8 +111,8 @@ class ObjectiveTest(parameterized.TestCase):
     }  # fmt: skip
     losses = {}
     for classes in (2, 1000):
-      with mock.patch.object(arms, "FUSED_FROM", classes):
-        losses[classes] = losses_of({"both": parts}, steps=10)["both"]
+      made = losses_of({"both": parts}, steps=10, fused_from=classes)
+      losses[classes] = made["both"]
     np.testing.assert_allclose(losses[2], losses[1000], rtol=1e-4)
 
 
@@ -135,14 +134,16 @@ def stored(section, task, teacher_logits):
     return store.read(folder, plan.kept)
 
 
-def losses_of(arm_configs, steps=50):
+def losses_of(arm_configs, steps=50, **options):
   """Trains on stored signals; returns {arm: losses [steps]} of one seed."""
   resolved = small.settings(arm_configs, steps=steps)
   task = load(resolved["task"])
   labels = task.train.labels()
   noise = np.random.default_rng(0).normal(size=(len(labels), 10))
   teacher = (4 * np.eye(10)[labels] + noise).astype(np.float32)
-  groups, setup = small.study(resolved, seeds=(0,), logits=teacher, task=task)
+  groups, setup = small.study(
+    resolved, seeds=(0,), logits=teacher, task=task, **options
+  )
   transfers = {
     name: batches.Transfer(
       t.inputs, stored(json.loads(name), task, teacher), t.rows
@@ -159,17 +160,18 @@ def losses_of(arm_configs, steps=50):
 
 
 class TrainingTest(parameterized.TestCase):
-  @parameterized.product(
-    tail=("bucket", "renormalize", "zero"),
-    fused_from=(2, 1000),
-    kept=(True, False),
-  )
-  def test_all_classes_kept_is_dense_training(self, tail, fused_from, kept):
-    top = {**TOP, "tail": tail} | ({"signal": KEPT} if kept else {})
-    with mock.patch.object(arms, "FUSED_FROM", fused_from):
-      losses = losses_of({"soft": small.SOFT, "top": top})
+  @parameterized.parameters(2, 1000)
+  def test_all_classes_kept_is_dense_training(self, fused_from):
+    tops = {
+      f"{tail}.{'kept' if kept else 'dense'}": {**TOP, "tail": tail} | kept
+      for tail in ("bucket", "renormalize", "zero")
+      for kept in ({}, {"signal": KEPT})
+    }
+    losses = losses_of({"soft": small.SOFT, **tops}, fused_from=fused_from)
     self.assertLess(losses["soft"][-1], 0.8 * losses["soft"][0])
-    np.testing.assert_allclose(losses["top"], losses["soft"], rtol=1e-4)
+    for name in tops:
+      with self.subTest(name):
+        np.testing.assert_allclose(losses[name], losses["soft"], rtol=1e-4)
 
 
 class ConfigTest(parameterized.TestCase):
@@ -195,6 +197,9 @@ class ConfigTest(parameterized.TestCase):
     ({"keep": "some"}, "keep = 'some'"),
     ({"dtype": "int4"}, "dtype = 'int4'"),
     ({"shard_size": 0}, "shard_size = 0"),
+    ({"keep": "top_k", "live": True}, "keep = 'top_k'.*live"),
+    ({"dtype": "int8", "live": True}, "dtype = 'int8'.*live"),
+    ({"path": "x", "live": True}, "path = 'x'.*live"),
   )
   def test_a_bad_section(self, section, words):
     with self.assertRaisesRegex(UserError, words):
@@ -208,6 +213,11 @@ class PathTest(phases_test.Workdir):
     made.train.steps = 20
     return made
 
+  def listing(self):
+    """Returns all that is in the first study's folder, and since when."""
+    paths = sorted(pathlib.Path(self.workdir).rglob("*"))
+    return [(p, p.stat().st_mtime_ns, p.stat().st_ino) for p in paths]
+
   def test_a_study_reads_the_store_of_another_or_says_what_differs(self):
     first = study.run(self.options(), self.workdir)
     (name,) = os.listdir(os.path.join(self.workdir, "signals"))
@@ -216,13 +226,16 @@ class PathTest(phases_test.Workdir):
     again = self.options(path=path)
     again.teacher.update(teacher)
     folder = os.path.join(self.parent, "second")
+    before = self.listing()
     second = study.run(again, folder)
+    self.assertEqual(self.listing(), before)  # who reads only reads
     self.assertEqual(
       first["arms"]["top"]["metrics"], second["arms"]["top"]["metrics"]
     )
     self.assertEmpty(os.listdir(os.path.join(folder, "signals")))
     for changes, words in (
       ({"signal.k": 9}, "signal.k = 8, this study expects 9"),
+      ({"signal.k": 11}, "signal.k = 11: expected at most the task's 10"),
       ({"signal.path": "nowhere"}, "nowhere.*no readable signal"),
       ({"task.seed": 1}, "task = '.*', this study expects"),
       (

@@ -5,17 +5,22 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
+from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from kd import config, study
 from kd.bench import training
+from kd.data.registry import load
 from kd.errors import UserError
+from kd.study import phases
 from kd.teachers import model as teacher
 from tests.kd import small
 
@@ -145,15 +150,167 @@ class PhaseTest(Workdir):
     made.teacher.path = os.path.join(self.workdir, "teacher")
     second = study.run(made, os.path.join(self.parent, "second"))
     self.assertEqual(first["teacher"], second["teacher"])
+    self.assertNotIn("warnings", second)
     self.assertEqual(
       first["arms"]["hard"]["metrics"], second["arms"]["hard"]["metrics"]
     )
 
+  def test_a_teacher_that_may_have_seen_the_test_examples(self):
+    study.run(options(hard=small.HARD), self.workdir, "teacher")
+    made = options(hard=small.HARD)
+    made.teacher.path = os.path.join(self.workdir, "teacher")
+    made.task.seed = 1
+    results = study.run(made, os.path.join(self.parent, "second"))
+    self.assertRegex(results["warnings"][0], "may have seen examples that this")
+    page = pathlib.Path(self.parent, "second", "report.md").read_text()
+    self.assertIn("may have seen examples that this study tests on", page)
+    made.signal.pool = "rest"
+    with self.assertRaisesRegex(UserError, "signal.pool = 'rest': the teacher"):
+      study.run(made, os.path.join(self.parent, "third"))
+
+  def test_only_the_report(self):
+    made = options(hard=small.HARD)
+    whole = study.run(made, self.workdir)
+    for name in ("signals", "checkpoints", "tensorboard"):
+      shutil.rmtree(os.path.join(self.workdir, name))
+    os.remove(os.path.join(self.workdir, "report.html"))
+    for name in ("signals", "checkpoints"):
+      os.makedirs(os.path.join(self.workdir, name))
+    with mock.patch.object(phases, "load") as load:
+      results = study.run(made, self.workdir, "report:")
+    load.assert_not_called()
+    self.assertEqual(results, whole)
+    self.assertTrue(os.path.exists(os.path.join(self.workdir, "report.html")))
+
+  def test_evaluated_again_in_another_way(self):
+    made = options(hard=small.HARD, soft=small.SOFT)
+    first = study.run(made, self.workdir)
+    steps = pathlib.Path(self.workdir, "metrics.jsonl").read_bytes()
+    made.evaluate.update(bins=5, metric="nll", batch_size=100)
+    with self.assertRaisesRegex(UserError, "another study: evaluate.batch_si"):
+      study.run(made, self.workdir)
+    second = study.run(made, self.workdir, "evaluate:")
+    self.assertEqual(second["metric"], "nll")
+    self.assertLen(second["arms"]["soft"]["reliability"]["count"], 5)
+    scored = [r["arms"]["soft"]["metrics"]["accuracy"] for r in (first, second)]
+    self.assertEqual(*scored)
+    self.assertEqual(
+      pathlib.Path(self.workdir, "metrics.jsonl").read_bytes(), steps
+    )
+    self.assertEqual(study.run(made, self.workdir)["metric"], "nll")
+    made.train.steps = 41
+    with self.assertRaisesRegex(UserError, "another study: .*train.steps = 40"):
+      study.run(made, self.workdir, "evaluate:")
+
+  def test_the_command_is_that_of_the_whole_study(self):
+    flags = ["main.py", "--config=a.py", "--workdir=x", "--phase=label"]
+    with mock.patch.object(sys, "argv", flags):
+      study.run(options(hard=small.HARD), self.workdir, "teacher")
+    made = json.loads(pathlib.Path(self.workdir, "config.json").read_text())
+    self.assertEqual(made["command"], "python main.py --config=a.py")
+
+
+class DamagedInputTest(Workdir):
+  @parameterized.parameters("train", "validation", "test")
+  def test_an_input_that_is_not_finite(self, part):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(300, 5)).astype(np.float32)
+    path = os.path.join(self.parent, "mine.npz")
+    np.savez(path, inputs=inputs, classes=np.arange(300) % 3)
+    made = options(hard=small.HARD)
+    made.task.update(name="arrays", path=path)
+    task = load(made.task)
+    split = getattr(task, part)
+    row = int(np.flatnonzero((inputs == split.read(np.array(7))).all(1))[0])
+    inputs[row, 2] = np.nan
+    np.savez(path, inputs=inputs, classes=np.arange(300) % 3)
+    with self.assertRaisesRegex(
+      UserError, rf"task.{part} = .*: the input of example 7 is not finite"
+    ):
+      study.run(made, self.workdir)
+    self.assertFalse(os.path.exists(self.workdir))
+
+  @parameterized.parameters("", "{}", "[]", "null", '{"model": {}}')
+  def test_a_teachers_description(self, text):
+    folder = pathlib.Path(self.parent, "teacher")
+    folder.mkdir()
+    (folder / "teacher.json").write_text(text)
+    made = options(hard=small.HARD)
+    made.teacher.path = str(folder)
+    with self.assertRaisesRegex(UserError, "teacher.json: (no readable|lacks)"):
+      study.run(made, self.workdir)
+
+  @parameterized.parameters("", "{}", "[]", '{"config": 3}')
+  def test_a_workdirs_config(self, text):
+    os.makedirs(self.workdir)
+    pathlib.Path(self.workdir, "config.json").write_text(text)
+    with self.assertRaisesRegex(UserError, "config.json: (no readable|not a)"):
+      study.run(options(hard=small.HARD), self.workdir)
+
+  def test_results_that_cannot_be_written(self):
+    os.makedirs(os.path.join(self.workdir, "results.json"))
+    with self.assertRaisesRegex(UserError, "results.json: cannot be written"):
+      study.run(options(hard=small.HARD), self.workdir)
+
+  def test_more_than_the_memory(self):
+    made = options(hard=small.HARD)
+    made.seeds = 100_000
+    made.student.hidden = (30_000, 30_000)
+    with self.assertRaisesRegex(UserError, "takes .* GiB, .*: lower seeds"):
+      study.run(made, self.workdir)
+    self.assertFalse(os.path.exists(self.workdir))
+
+
+class SignalTest(Workdir):
+  @parameterized.product(
+    sent=[(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    phase=["import", "teacher", "train"],
+  )
+  def test_one_line_says_what_goes_on(self, sent, phase):
+    number, expected = sent
+    made = [
+      "--config=configs/digits.py:smoke",
+      "--config.train.steps=1000000",
+      "--config.train.checkpoint_every=10",
+      "--config.teacher.train.steps=1000000",
+    ]
+    made = made[:3] if phase == "train" else made
+    process = subprocess.Popen(
+      command(*made, f"--workdir={self.workdir}"),
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+    )
+    kept = {"teacher": "teacher/checkpoints", "train": "checkpoints"}.get(phase)
+    while kept and process.poll() is None:
+      folder = pathlib.Path(self.workdir, kept)
+      if folder.exists() and any(p.name.isdigit() for p in folder.iterdir()):
+        break
+      time.sleep(0.05)
+    else:
+      time.sleep(1.0)
+    process.send_signal(number)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    self.assertLess(time.monotonic() - began, 10)
+    self.assertEqual(process.returncode, expected, err)
+    lines = [x for x in err.splitlines() if x.startswith("stopped by")]
+    self.assertLen(lines, 1, err)
+    self.assertNotIn("Traceback", err)
+    if kept:
+      self.assertRegex(
+        lines[0],
+        rf"{number.name}: phase {phase} of .*; .* goes on from step [1-9]",
+      )
+
 
 class DivergenceTest(Workdir):
   def test_a_run_that_diverges_is_marked_and_the_others_go_on(self):
-    wild = {**small.SOFT, "train": {"learning_rate": 1e30}}
-    study.run(options(hard=small.HARD, wild=wild), self.workdir)
+    # In its last update, of which no loss tells.
+    wild = {**small.SOFT, "train": {"learning_rate": 1e30, "optimizer": "sgd"}}
+    made = options(hard=small.HARD, wild=wild)
+    made.train.steps = 1
+    study.run(made, self.workdir)
     arms = results_of(self.workdir)["arms"]
     self.assertEqual(set(arms["wild"]["diverged"]), {"0", "1"})
     self.assertEqual(arms["hard"]["diverged"], {})

@@ -5,12 +5,14 @@ import json
 import os
 import pathlib
 import random
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import pyarrow as pa
-import zstandard
 from absl.testing import absltest, parameterized
 from pyarrow import parquet
 
@@ -36,6 +38,12 @@ def sample(**fields):
   return [{"text": "a", **fields}]
 
 
+def cpu_seconds():
+  """Returns what the processes that have ended took, whatever else ran."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
+
+
 # Kind of damage -> a line that has it, and what the reason must say.
 DAMAGE = {
   "truncated": (line(0)[:-9], "not JSON"),
@@ -52,6 +60,8 @@ DAMAGE = {
   "positive logprob": (line(0, samples=sample(logprob=0.1)), "at most 0"),
   "empty prompt": (line(0, prompt=" "), '"prompt" is empty'),
   "no object": (b"[1, 2]", "Expected `object`"),
+  "blank id": (line(0, id=" "), '"id" is empty'),
+  "huge number": (line(0, samples=sample(trace=10**30)), "cannot be stored"),
   "judge not finite": (
     line(0, samples=sample(rubric={"tone": [1, 2]})).replace(b"2]", b"9e999]"),
     "out of range",
@@ -71,7 +81,7 @@ class Folder(parameterized.TestCase):
     if name.endswith(".gz"):
       data = gzip.compress(data)
     elif name.endswith(".zst"):
-      data = zstandard.compress(data)
+      data = pa.compress(data, codec="zstd", asbytes=True)
     path.write_bytes(data)
     return str(path)
 
@@ -118,15 +128,15 @@ class IngestTest(Folder):
 
   def test_mixed_damage_among_many_and_shards(self):
     rng = random.Random(0)
-    lines, bad = [], {}
+    rows, bad = [], {}
     kinds = sorted(DAMAGE)
     for i in range(1, 2001):
       if i > 1 and rng.random() < 0.01:
         bad[i] = DAMAGE[rng.choice(kinds)]
-        lines.append(bad[i][0])
+        rows.append(bad[i][0])
       else:
-        lines.append(line(i))
-    path = self.file(lines)
+        rows.append(line(i))
+    path = self.file(rows)
     with (
       absltest.mock.patch.object(lines, "LONGEST", 1000),
       absltest.mock.patch.object(ingest, "PER_SHARD", 300),
@@ -151,14 +161,11 @@ class IngestTest(Folder):
     first, second = ingest.read(self.out)
     self.assertEqual((first.reference, second.reference), ("one", None))
 
-  def test_a_file_that_breaks_off_counts_as_a_bad_line(self):
-    path = self.file([line(i) for i in range(500)], "a.jsonl.gz")
-    data = pathlib.Path(path).read_bytes()
-    pathlib.Path(path).write_bytes(data[: len(data) // 2])
-    with absltest.mock.patch.object(lines, "BLOCK", 1024):
-      made = ingest.ingest([path], self.out, max_bad=0.5)
-    self.assertEqual(made["reasons"]["the file breaks off"], 1)
-    self.assertGreater(made["examples"], 10)
+  def test_byte_order_marks_cost_no_record(self):
+    marked = [b"\xef\xbb\xbf" + line(1), line(2), b"\xef\xbb\xbf" + line(3)]
+    for i, name in enumerate(("a.jsonl", "a.jsonl.gz", "a.jsonl.zst")):
+      made = ingest.ingest([self.file(marked, name)], f"{self.out}{i}")
+      self.assertEqual((made["examples"], made["rejected"]), (3, 0))
 
 
 class RefusalTest(Folder):
@@ -169,6 +176,62 @@ class RefusalTest(Folder):
     self.assertFalse(os.path.exists(self.out))
     left = pathlib.Path(self.out + ".rejected.jsonl").read_text()
     self.assertEqual(json.loads(left)["line"], 2)
+
+  @parameterized.parameters("a.jsonl.gz", "a.jsonl.zst")
+  def test_a_file_that_breaks_off_whatever_is_allowed(self, name):
+    path = self.file([line(i) for i in range(500)], name)
+    data = pathlib.Path(path).read_bytes()
+    for size in (len(data) // 2, len(data) - 1):
+      pathlib.Path(path).write_bytes(data[:size])
+      with (
+        absltest.mock.patch.object(lines, "BLOCK", 1024),
+        self.assertRaisesRegex(
+          UserError, f"{name}: (breaks off after|cannot be) "
+        ),
+      ):
+        ingest.ingest([path], self.out, max_bad=1.0)
+      self.assertEqual(os.listdir(self.root), [name])
+
+  @parameterized.parameters(
+    "[]",
+    "{}",
+    '{"kind": "answers"}',
+    '{"kind": "answers", "examples": 3, "sources": [], "shards": ["a"], '
+    '"crc32": []}',
+    '{"kind": "signal"}',
+    "",
+  )
+  def test_metadata_that_is_none(self, text):
+    os.mkdir(self.out)
+    pathlib.Path(self.out, "metadata.json").write_text(text)
+    with self.assertRaisesRegex(UserError, f"{self.out}/metadata.json: "):
+      list(ingest.read(self.out))
+    answers.is_store(self.out)  # raises nothing
+
+  def test_a_signal_is_one_line_and_leaves_nothing(self):
+    path = self.file([line(i) for i in range(200_000)], "b.jsonl")
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+      command = [sys.executable, "-m", "kd.teachers.ingest"]
+      process = subprocess.Popen(
+        [*command, path, f"--out={self.out}"], stderr=subprocess.PIPE, text=True
+      )
+      while len(os.listdir(self.root)) < 2:  # its scratch folder
+        time.sleep(0.01)
+      process.send_signal(number)
+      _, words = process.communicate()
+      self.assertEqual(process.returncode, code, words)
+      name = signal.Signals(number).name
+      self.assertEqual(
+        words.splitlines()[-1],
+        f"interrupted ({name}): nothing was done; give the same command again",
+      )
+      self.assertNotIn("Traceback", words)
+      self.assertEqual(os.listdir(self.root), ["b.jsonl"])
+
+  def test_a_folder_that_cannot_be_made(self):
+    path = self.file([line(1)])
+    with self.assertRaisesRegex(UserError, "--out = .*: cannot be made"):
+      ingest.ingest([path], f"{path}/store")
 
   def test_damaged_and_missing_shards(self):
     ingest.ingest([self.file([line(i) for i in range(20)])], self.out)
@@ -198,11 +261,17 @@ class RefusalTest(Folder):
       ((path,), "--out is missing"),
       (("/nowhere.jsonl", f"--out={self.out}2"), "/nowhere.jsonl: no such"),
       ((path, f"--out={self.out}2", "--max_bad=2"), "max_bad = 2.0: expected"),
+      ((path, f"--out={self.out}2", "--max_bad=nan"), "max_bad = nan: expect"),
+      ((path, f"--out={self.out}2", "--max_bad=x"), "flag --max_bad=x"),
+      ((path, "--output=a"), "Unknown command line flag 'output'"),
     ):
+      began = cpu_seconds()
       code, out = call(*arguments)
       self.assertEqual(code, 2, out)
       self.assertIn(words, out)
-      self.assertNotIn("Traceback", out)
+      self.assertStartsWith(out, "error: ")
+      self.assertLen(out.splitlines(), 1)
+      self.assertLess(cpu_seconds() - began, 2.0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,192 @@
+"""The table of keys: each with its usual value, and what it accepts.
+
+A section that is OPEN also holds options of the model that it names, and
+`arms` are entries of one's own; both are checked where they are known
+(kd.models, kd.train.arms).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kd.config import rules
+from kd.config.rules import (
+  FLAG,
+  NAME,
+  PROSE,
+  REGEX,
+  TEXT,
+  WEIGHTS,
+  Check,
+  Key,
+  choice,
+  integer,
+  integers,
+  number,
+  numbers,
+  optional,
+)
+from kd.errors import UserError
+
+MOST_ROWS = 2**20  # of a batch
+SEED = integer(0, 2**32 - 1)
+STUDY = Check(f"'' or {NAME.words}", lambda v: v == "" or NAME.accepts(v))
+SECTION = Check("a section", lambda v: isinstance(v, Mapping))
+
+TRAIN = {
+  "steps": Key(400, integer(1)),
+  "batch_size": Key(64, integer(1, MOST_ROWS)),
+  "optimizer": Key("adam", choice("sgd", "adam", "adamw")),
+  "learning_rate": Key(3e-3, number(above=0)),
+  # Decoupled; of sgd and adamw.
+  "weight_decay": Key(0.0, number(low=0)),
+  "momentum": Key(0.9, number(low=0, below=1)),  # of sgd
+  # Cosine goes to 0 at `steps`.
+  "schedule": Key("constant", choice("constant", "cosine")),
+  "warmup_steps": Key(0, integer(0)),  # linear, from 0
+  # Steps in one dispatch, after which losses and validation are logged.
+  "log_every": Key(20, integer(1)),
+  # Steps; rounded up to a dispatch.
+  "checkpoint_every": Key(100, integer(1)),
+  "keep": Key(2, integer(1, 10_000)),  # checkpoints
+}
+TEACHER = {
+  # The teacher/ folder of an earlier study; or what a black box answered:
+  # JSONL or Parquet, or a store of them (kd.teachers.ingest).
+  "path": Key("", TEXT),
+  "pretrained": Key(False, FLAG),  # published weights instead of training
+  # Only sampled answers, as text, leave the teacher.
+  "black_box": Key(False, FLAG),
+  "extract": Key("", REGEX),  # its group 1 is the answer
+  "max_bad": Key(0.02, number(low=0, high=1)),  # of a black box's lines
+  "seed": Key(0, SEED),
+  # Of the train split, its first rows.
+  "fraction": Key(1.0, number(above=0, high=1)),
+  "select": Key("last", choice("last", "best")),  # best on validation
+  "train": TRAIN | {"jitter": Key(0, integer(0, 64))},  # pixels
+}
+SIGNAL = {
+  "filter": Key("", TEXT),  # one of `filters`; "" keeps all
+  # What a black box's scores are.
+  "rank_by": Key("score", choice("score", "logprob", "rubric")),
+  "rubric": Key({}, WEIGHTS),  # by criterion, where rank_by is rubric
+  # The train split, or the rest: what the teacher didn't see of it.
+  "pool": Key("train", choice("train", "rest")),
+  "labelled": Key(False, FLAG),  # whether arms may see the true labels
+  # The teacher answers inside the step, not beforehand.
+  "live": Key(False, FLAG),
+  # Pixels; a stored signal is that of the unshifted image.
+  "jitter": Key(0, integer(0, 64)),
+  # Examples drawn for each seed; None is all.
+  "size": Key(None, optional(integer(1))),
+  "omit_classes": Key((), integers(0)),
+  "only_classes": Key((), integers(0)),
+  "keep": Key("dense", choice("dense", "top_k")),
+  "k": Key(128, integer(1)),  # of top_k
+  # At which top_k knows the tail.
+  "temperatures": Key((1.0,), numbers(number(above=0))),
+  # Of the logits; int8 is in blocks.
+  "dtype": Key("float32", choice("float32", "bfloat16", "int8")),
+  "samples": Key(16, integer(0, 4096)),  # K
+  "temperature": Key(1.0, number(above=0)),  # at which samples are drawn
+  # A black box that is made here draws with this and the next two.
+  "seed": Key(0, integer(0, 2**32 - 3)),
+  "path": Key("", TEXT),  # a store in the signals/ of an earlier study
+  # Examples; what a kill can cost at most.
+  "shard_size": Key(16384, integer(1, 2**24)),
+}
+SECTIONS: dict[str, Any] = {
+  "study": Key("", STUDY),
+  "question": Key("", PROSE),
+  "seeds": Key(5, integer(1, 100_000)),  # how many
+  "seed": Key(0, SEED),  # the first
+  "baseline": Key("hard", TEXT),
+  "task": {
+    "name": Key("digits", TEXT),  # any TFDS name, or one of kd.data.registry
+    "path": Key("", TEXT),  # the file of a task that is no TFDS data set
+    "data_dir": Key("", TEXT),  # "" is TFDS's own default
+    "seed": Key(0, SEED),  # of the split
+    "train": Key("train[:60%]", TEXT),
+    "validation": Key("train[60%:80%]", TEXT),
+    "test": Key("train[80%:]", TEXT),
+    "image_size": Key(0, integer(0, 8192)),  # pixels; 0 keeps the size
+    "text_features": Key(4096, integer(1, 2**24)),  # hashed n-grams, for text
+    # Whether the inputs lie on the device as a whole.
+    "resident": Key("auto", choice("auto", True, False)),
+    "resident_mib": Key(1024.0, number(above=0)),
+  },
+  "teacher": TEACHER,
+  # Chains by name (kd.teachers.filters), for signal.filter.
+  "filters": Key({}, SECTION),
+  "signal": SIGNAL,
+  "student": {},
+  "train": TRAIN | {"runs": Key("auto", choice("auto", "vmap", "map"))},
+  "arms": Key({}, SECTION),
+  "evaluate": {
+    "metric": Key("accuracy", TEXT),  # what the verdict is about
+    "batch_size": Key(1024, integer(1, MOST_ROWS)),
+    "bins": Key(15, integer(2, 10_000)),
+    # Biases shifted, chosen on validation.
+    "shift_classes": Key((), integers(0)),
+  },
+  "mesh": {"seeds": Key(1, integer(1))},  # devices that share the seeds
+}
+OPEN = ("student", "teacher")
+IN_ARMS = ("signal", "student", "train")  # what an arm may override
+# What an arm may change of `train`: the rest is what the arms share.
+IN_ARMS_TRAIN = ("optimizer", "learning_rate", "weight_decay", "momentum")
+
+
+def defaults() -> ConfigDict:
+  """Every key of a study outside its arms, with its usual value.
+
+  A key takes a value of any kind until the study starts, so that a sweep can
+  stand where a number was, and the other way round.
+  """
+  return ConfigDict(_usual(SECTIONS), type_safe=False)
+
+
+def _usual(keys: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    name: key.default if isinstance(key, Key) else _usual(key)
+    for name, key in keys.items()
+  }
+
+
+def check_section(name: str, path: str, found: Any) -> None:
+  """Raises UserError unless `found` is as the section `name` has to be."""
+  _check(path, found, SECTIONS[name], name in OPEN)
+
+
+def _check(path: str, found: Any, keys: Any, is_open: bool = False) -> None:
+  if isinstance(keys, Key):
+    return rules.check(path, found, keys.rule)
+  if not isinstance(found, Mapping):
+    raise UserError(f"{path} = {found!r}: expected a section")
+  for key in found:
+    if key not in keys and not is_open:
+      raise UserError(
+        f"{path}.{key} = {found[key]!r}: unknown key, expected one of "
+        + ", ".join(keys)
+      )
+  for key, own in keys.items():
+    if key not in found:
+      raise UserError(f"{path}.{key} is missing from the config")
+    _check(f"{path}.{key}", found[key], own)
+
+
+def fill(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a section, checked, with the usual values of what it lacks."""
+  section = {**_usual(SECTIONS[name]), **found}
+  check_section(name, name, section)
+  return section
+
+
+def check_optimizer(path: str, train: Mapping[str, Any]) -> None:
+  """Refuses a weight decay that the optimiser would ignore."""
+  if train["optimizer"] == "adam" and train["weight_decay"]:
+    raise UserError(
+      f"{path}.weight_decay = {train['weight_decay']!r}: 'adam' has none, "
+      f"expected 0, or {path}.optimizer = 'adamw' or 'sgd'"
+    )

@@ -1,0 +1,159 @@
+"""Tasks of examples in memory: one's own arrays, or texts.
+
+To make a task of one's own data, write a function from the config's `task`
+section to `task_of(section, inputs, classes, class_names)`, and give it an
+entry in kd.data.registry.TASKS.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kd.data import slices
+from kd.data.inputs import Form
+from kd.data.order import SPLIT, permutation
+from kd.data.task import PARTS, Split, Task, is_resident
+from kd.errors import UserError
+
+NAME = "train"  # the one split that the config's slices are of
+
+
+class InMemory(Split):
+  """Inputs with a class each, -1 where there is none, read as any split is."""
+
+  def __init__(
+    self, inputs: Sequence[Any], classes: Any, form: Form, label: str
+  ):
+    super().__init__(len(inputs), form, label)
+    self._inputs = inputs
+    self._classes = np.asarray(classes, np.int32)
+
+  def _example(self, position: int, decode: bool) -> Mapping[str, Any]:
+    del decode  # nothing is encoded
+    form, i = self._form, int(position)
+    return {form.input_key: self._inputs[i], form.label_key: self._classes[i]}
+
+  def _keep_labels(self, labels: np.ndarray) -> np.ndarray:
+    labels.flags.writeable = False
+    self._labels = labels
+    return labels
+
+
+def form_of(inputs: np.ndarray) -> Form:
+  """Returns what a model sees of arrays [N, ...]: bytes are scaled to 0..1.
+
+  Raises:
+    UserError: they are of another type than uint8, float32 or float64.
+  """
+  kinds: dict[str, tuple[Any, float]] = {"uint8": (np.uint8, 1 / 255)}
+  kinds |= dict.fromkeys(("float32", "float64"), (np.float32, 1.0))
+  if inputs.dtype.name not in kinds or inputs.ndim < 2:
+    raise UserError(
+      f"inputs are {inputs.dtype} of shape {inputs.shape}; accepted: uint8, "
+      "float32 or float64 of shape [N, ...]"
+    )
+  dtype, scale = kinds[inputs.dtype.name]
+  stack = lambda rows: np.stack(rows).astype(dtype)
+  return Form("input", "class", inputs.shape[1:], dtype, scale, stack)
+
+
+def task_of(
+  task: Mapping[str, Any],
+  inputs: Sequence[Any],
+  classes: Sequence[int],
+  class_names: Sequence[str],
+  form: Form | None = None,
+) -> Task:
+  """Makes a task of examples that are in memory.
+
+  Args:
+    task: the config's section, checked: `name`, `seed`, and `train`,
+      `validation`, `test`, slices of a seeded shuffle called `train`.
+    inputs: N of them: an array [N, ...], or what `form` packs.
+    classes: int [N] in 0..V-1.
+    class_names: V, each once.
+    form: how a model sees an input; None where they are an array.
+
+  Raises:
+    UserError: a class is none of V, or a slice is not of `train`.
+  """
+  where = f"task.name = {task['name']!r}"
+  names, found = tuple(class_names), np.asarray(classes)
+  if len(set(names)) < max(2, len(names)):
+    raise UserError(f"{where}: expected two or more class names, each once")
+  if found.shape != (len(inputs),) or found.dtype.kind not in "iu":
+    raise UserError(
+      f"{where}: classes are {found.dtype} of shape {found.shape}, expected "
+      f"whole numbers of shape ({len(inputs)},)"
+    )
+  if wrong := np.flatnonzero((found < 0) | (found >= len(names))).tolist():
+    raise UserError(
+      f"{where}: example {wrong[0]} has class {found[wrong[0]]}, expected 0 to "
+      f"{len(names) - 1}"
+    )
+  form = form or form_of(np.asarray(inputs))
+  order = permutation(
+    SPLIT, task["seed"], zlib.crc32(NAME.encode()), len(inputs)
+  )
+  pieces, splits = {}, {}
+  for part in PARTS:
+    key, text = f"task.{part}", task[part]
+    slices.names(key, text, [NAME])
+    label = f"{key} = {text!r}"
+    pieces[label] = slices.cut(key, text, {NAME: len(inputs)})
+    rows = np.concatenate([order[low:high] for _, low, high in pieces[label]])
+    own = [inputs[i] for i in rows]
+    splits[part] = InMemory(own, found[rows], form, label)
+  slices.refuse_overlaps(pieces)
+  return Task(
+    name=task["name"],
+    version="",
+    num_classes=len(names),
+    class_names=names,
+    input_shape=form.shape,
+    scale=form.scale,
+    resident=is_resident(task, form, splits),
+    slices=(*(task[part] for part in PARTS), f"seed {task['seed']}"),
+    **splits,
+  )
+
+
+def path_of(task: Mapping[str, Any]) -> str:
+  """Returns `task.path` of a task that is of a file."""
+  if not task["path"]:
+    raise UserError(
+      f"task.path is missing: task.name = {task['name']!r} is of a file"
+    )
+  return task["path"]
+
+
+def load_arrays(task: Mapping[str, Any]) -> Task:
+  """Reads a task from NumPy's .npz: `inputs` [N, ...], `classes` int [N] and,
+  if they have names, `class_names` [V].
+
+  Args:
+    task: the config's section; `path` names the file.
+
+  Raises:
+    UserError: the file can't be read, or lacks an array.
+  """
+  path = path_of(task)
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+  except (OSError, ValueError, EOFError) as error:
+    raise UserError(
+      f"task.path = {path!r}: expected a file .npz of the arrays inputs, "
+      f"classes and, perhaps, class_names ({error})"
+    ) from error
+  if lacking := {"inputs", "classes"} - set(arrays):
+    raise UserError(
+      f"task.path = {path!r}: lacks the array {min(lacking)!r}, holds "
+      f"{', '.join(arrays) or 'none'}"
+    )
+  classes = arrays["classes"]
+  most = int(classes.max(initial=-1)) if classes.dtype.kind in "iu" else 1
+  names = arrays.get("class_names", np.arange(most + 1).astype(str))
+  return task_of(task, arrays["inputs"], classes, [str(n) for n in names])

@@ -1,0 +1,305 @@
+"""A training step: a batch, forward, the arms' losses, an update.
+
+The arms of a group (kd.train.arms.Group) take it side by side: a state's arrays
+start with their axis A, unless there is one arm alone (`each_arm`). Runs of a
+seed share batches, dropout's random numbers and the initialisation, so that a
+run does not depend on which other arms stand beside it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from kd import metrics, signals
+from kd.models.functional import predict
+from kd.signals import Signal
+from kd.train import batches, optimizer
+from kd.train.arms import Group
+from kd.train.batches import Setup, Transfer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """A run between two steps; of many, arrays with leading axes [S, A].
+
+  Attributes:
+    params: the trained weights.
+    rest: the model's other variables, such as batch statistics.
+    opt: the optimiser's state.
+    best: the `weights` that were best on the validation split.
+    best_accuracy: theirs there; -1 where none was looked at.
+    best_step: the step after which they were.
+    diverged: the step at which the run was stopped, counted from 1; 0 is never.
+  """
+
+  params: Any
+  rest: Any
+  opt: Any
+  best: Mapping[str, Any]
+  best_accuracy: Array
+  best_step: Array
+  diverged: Array
+
+  @property
+  def weights(self) -> dict[str, Any]:
+    """The last ones, as kd.models.functional takes them."""
+    return {"params": self.params, "rest": self.rest}
+
+
+# Checkpoints hold the arrays in this order.
+jax.tree_util.register_dataclass(
+  TrainState,
+  data_fields=sorted(f.name for f in dataclasses.fields(TrainState)),
+  meta_fields=[],
+)
+
+
+def initial(group: Group, setup: Setup, params, rest, numbers) -> TrainState:
+  """Returns one arm's state before its first step."""
+  return TrainState(
+    params=params,
+    rest=rest,
+    opt=_optimizer(group, setup, numbers).init(params),
+    best={"params": params, "rest": rest},
+    best_accuracy=jnp.float32(-1.0),
+    best_step=jnp.int32(0),
+    diverged=jnp.int32(0),
+  )
+
+
+def make_batch(
+  transfer: Transfer, scale: float, graphdef, placed, x, key: Array
+) -> tuple[Array, Signal]:
+  """Makes a batch, once for all arms of a transfer set.
+
+  Args:
+    transfer: says what is done with the examples.
+    scale: what inputs are multiplied with.
+    graphdef: the live teacher's, if there is one.
+    placed: what lies on the device of the transfer set (kd.train.batches).
+    x: which rows, and their inputs where those are streamed.
+    key: of what is random in it.
+  """
+  inputs, signal = batches.gather(placed, x)
+  inputs = inputs.astype(jnp.float32) * scale
+  if transfer.jitter:
+    inputs = jitter(key, inputs, transfer.jitter)
+  if transfer.live:
+    draws = jax.random.fold_in(key, 1)
+    signal = ask(
+      graphdef, placed["teacher"], transfer.live, inputs, signal, draws
+    )
+  return inputs, signal
+
+
+def jitter(key: Array, images: Array, pixels: int) -> Array:
+  """Shifts each image [B, H, W, C] by up to `pixels` each way, zeros in."""
+  pad = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
+  shifts = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
+
+  def crop(image, shift):
+    start = (shift[0], shift[1], 0)
+    return jax.lax.dynamic_slice(image, start, images.shape[1:])
+
+  return jax.vmap(crop)(jnp.pad(images, pad), shifts)
+
+
+def ask(graphdef, weights, live: batches.Live, inputs, signal, key) -> Signal:
+  """Returns what a live teacher says of a batch, once for all arms."""
+  model = nnx.merge(graphdef, weights["params"], weights["rest"])
+  return signals.of_teacher(
+    jax.lax.stop_gradient(model(inputs)),
+    signal.truth.ids,
+    samples=live.samples,
+    temperature=live.temperature,
+    key=key,
+  )
+
+
+def train_step(
+  graphdef,
+  group: Group,
+  setup: Setup,
+  state: TrainState,
+  batch: tuple[Array, Signal],
+  key: Array,
+  step: Array,
+) -> tuple[TrainState, dict[str, Array]]:
+  """Takes one optimiser step of a group's arms.
+
+  A run whose loss or gradient is not finite is marked with the step, and its
+  weights never move again. What its update makes of them is seen in the next
+  step, or in `validate`.
+
+  Args:
+    graphdef: the student's.
+    group: the arms.
+    setup: what they share.
+    state: of arrays [A, ...].
+    batch: inputs and signal.
+    key: of dropout, the same for every arm.
+    step: counted from 0.
+
+  Returns:
+    (state, {"loss" [A], "grad_norm" [A]}).
+  """
+  inputs, signal = batch
+
+  def apply(params, rest):
+    # A copy, since training updates the batch statistics.
+    model = nnx.merge(graphdef, params, rest, copy=True)
+    outputs = model(inputs, nnx.Rngs(dropout=key))
+    _, _, rest = nnx.split(model, nnx.Param, ...)
+    return outputs, rest
+
+  outputs, pullback, rest = jax.vjp(
+    lambda params: each_arm(apply, group)(params, state.rest),
+    state.params,
+    has_aux=True,
+  )
+  loss, cotangents = losses(group, outputs, signal)
+  (grads,) = pullback(cotangents)
+  norm = each_arm(optax.tree.norm, group)(grads)
+  alive = state.diverged == 0
+  good = alive & jnp.isfinite(loss) & jnp.isfinite(norm)
+  params, opt = each_arm(functools.partial(update, group, setup), group)(
+    drop_axis(group, group.numbers), grads, state.opt, state.params, good
+  )
+  state = dataclasses.replace(
+    state,
+    params=params,
+    rest=_where(good, rest, state.rest),
+    opt=opt,
+    diverged=jnp.where(alive & ~good, step + 1, state.diverged),
+  )
+  return state, {"loss": loss, "grad_norm": norm}
+
+
+def losses(group: Group, outputs, signal: Signal):
+  """Returns each arm's loss [A], and its gradient in the model's outputs."""
+
+  def score(part, outputs):
+    fn = lambda outputs, numbers: part.loss(outputs, signal, numbers)
+    numbers = drop_axis(group, part.numbers)
+    return each_arm(jax.value_and_grad(fn), group)(outputs, numbers)
+
+  if len(group.parts) == 1:
+    return score(group.parts[0], outputs)
+  scored, first = [], 0
+  for part in group.parts:
+    own = slice(first, first + len(part.names))
+    of_part = jax.tree.map(lambda x, own=own: x[own], outputs)
+    scored.append(score(part, of_part))
+    first = own.stop
+  return jax.tree.map(lambda *xs: jnp.concatenate(xs), *scored)
+
+
+def update(group: Group, setup: Setup, numbers, grads, opt, params, good):
+  """Moves one arm's weights if `good`: (params, opt).
+
+  A stopped run never moves again, so its optimiser's state may hold anything:
+  selecting that too would cost a copy of it at every step.
+  """
+  tx = _optimizer(group, setup, numbers)
+  updates, opt = tx.update(grads, opt, params)
+  updates = jax.tree.map(lambda u: jnp.where(good, u, 0.0), updates)
+  return optax.apply_updates(params, updates), opt
+
+
+def validate(
+  graphdef,
+  setup: Setup,
+  examples: Sequence[Array],
+  step: Array,
+  state: TrainState,
+) -> tuple[TrainState, dict[str, Array]]:
+  """Scores one run on the validation split and keeps the best weights.
+
+  A run whose weights, or what they make of the split, are not finite is marked
+  with the step: no later step may come that would see it.
+
+  Args:
+    graphdef: the student's.
+    setup: what the runs share.
+    examples: inputs and labels of the split.
+    step: the last that was taken, counted from 1.
+    state: of one run.
+  """
+  inputs, labels = examples
+  logits = predict(
+    graphdef, state.weights, inputs, setup.task.signature, setup.eval_batch
+  )
+  accuracy = metrics.accuracy(logits, labels)
+  step = jnp.asarray(step, jnp.int32)
+  bad = (state.diverged == 0) & ~_all_finite((state.weights, logits))
+  diverged = jnp.where(bad, step, state.diverged)
+  better = (accuracy > state.best_accuracy) & (diverged == 0)
+  best = state.weights, accuracy, step
+  kept = state.best, state.best_accuracy, state.best_step
+  best, best_accuracy, best_step = jax.tree.map(
+    lambda a, b: jnp.where(better, a, b), best, kept
+  )
+  state = dataclasses.replace(
+    state,
+    best=best,
+    best_accuracy=best_accuracy,
+    best_step=best_step,
+    diverged=diverged,
+  )
+  return state, {
+    "validation_accuracy": accuracy,
+    "validation_nll": metrics.nll_from_logits(logits, labels),
+    "diverged": diverged,
+  }
+
+
+def _all_finite(tree) -> Array:
+  """Whether all numbers of a tree are finite."""
+  finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(finite))
+
+
+def each_arm(fn, group: Group):
+  """Maps fn over the arms' axis, the first of its arguments' arrays.
+
+  A single arm has no such axis in a step (`drop_axis`).
+  """
+  return jax.vmap(fn) if len(group.names) > 1 else fn
+
+
+def drop_axis(group: Group, tree):
+  """Returns the tree without the arms' axis where there is one arm.
+
+  XLA folds the transpositions of a plain product into it, but not those of a
+  batch of one; and it copies a loop's state that it sees through a reshape.
+  """
+  return tree if len(group.names) > 1 else jax.tree.map(lambda x: x[0], tree)
+
+
+def restore_axis(group: Group, tree):
+  """Undoes `drop_axis`."""
+  if len(group.names) > 1:
+    return tree
+  return jax.tree.map(lambda x: jnp.expand_dims(x, 0), tree)
+
+
+def _optimizer(group: Group, setup: Setup, numbers: Mapping[str, Any]):
+  return optimizer.create(group.optimizer, setup.train, numbers)
+
+
+def _where(choice: Array, yes, no):
+  """Selects arm by arm between two trees of arrays [A, ...]."""
+  return jax.tree.map(
+    lambda a, b: jnp.where(
+      jnp.expand_dims(choice, range(choice.ndim, a.ndim)), a, b
+    ),
+    yes,
+    no,
+  )

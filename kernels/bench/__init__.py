@@ -1,0 +1,1 @@
+"""Programs that measure the losses on the present device."""

@@ -1,0 +1,233 @@
+"""Configs from files and the command line, and what is said of their faults."""
+
+import pathlib
+import tempfile
+import textwrap
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from kd import config
+from kd.config import command_line, sections
+from kd.config.rules import Key
+from kd.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+def leaves(node, path=()):
+  for name, key in node.items():
+    if isinstance(key, Key):
+      yield (*path, name), key
+    else:
+      yield from leaves(key, (*path, name))
+
+
+def study(**arms):
+  made = config.defaults()
+  made.student = {"name": "mlp", "hidden": (8,)}
+  soft = {"objective": "soft", "temperature": 2.0, "divergence": "forward_kl"}
+  made.arms = arms or {
+    "hard": {"objective": "hard", "target": "answer"},
+    "soft": soft,
+  }
+  return made
+
+
+def override(made, *words):
+  rest, overrides = command_line.split([f"--config.{w}" for w in words])
+  assert not rest
+  return command_line.override(made, overrides)
+
+
+class OverrideTest(parameterized.TestCase):
+  def test_words(self):
+    rest, found = command_line.split(
+      ["main.py", "--config=a.py", "--config.seeds=3", "--config.seed", "7"]
+    )
+    self.assertEqual(rest, ["main.py", "--config=a.py"])
+    self.assertEqual(found, [("seeds", "3"), ("seed", "7")])
+    with self.assertRaisesRegex(UserError, "--config.seed has no value"):
+      command_line.split(["--config.seed"])
+
+  @parameterized.parameters(
+    ("signal.size=50", 50),
+    ("signal.size=None", None),
+    ("task.resident=True", True),
+    ("task.resident=auto", "auto"),
+    ("study=12", "12"),
+    ("signal.labelled=true", True),
+    ("signal.omit_classes=(3,)", (3,)),
+    ("student.hidden=(30, 30)", (30, 30)),
+    ("student.dropout=0.5", 0.5),
+    ("teacher.name=mlp", "mlp"),
+    ("arms.soft.temperature=3", 3),
+    ("arms.soft.signal.size=50", 50),
+    ("arms.soft.train.optimizer=sgd", "sgd"),
+    ("train.learning_rate=1e-4", 1e-4),
+  )
+  def test_a_value(self, word, expected):
+    made = override(study(), word)
+    for name in word.partition("=")[0].split("."):
+      made = made[name]
+    self.assertEqual(made, expected)
+
+  def test_every_key_takes_its_usual_value_and_a_sweep(self):
+    for path, key in leaves(sections.SECTIONS):
+      if isinstance(key.default, dict):
+        continue
+      word = ".".join(path)
+      made = override(study(), f"{word}={key.default}")
+      made = override(made, f"{word}.sweep={(key.default,)!r}")
+      made = override(made, f"{word}={key.default}")
+      for name in path:
+        made = made[name]
+      self.assertEqual(made, key.default, word)
+
+  @parameterized.parameters(
+    ("arms.soft.temperature.sweep=(1.0, 2.0)", 3),
+    ("arms.soft.student.hidden.sweep=((4,), (8, 8))", 3),
+    ("arms.soft.divergence.sweep=('forward_kl', 'tvd')", 3),
+    ("arms.soft.signal.size.sweep=(None, 50)", 3),
+  )
+  def test_a_plain_value_becomes_a_sweep_and_the_other_way_round(self, w, n):
+    made = override(study(), w)
+    self.assertLen(config.resolve(made)["arms"], n)
+    key = w.partition(".sweep=")[0]
+    value = {"temperature": 4.0, "hidden": (4,), "size": 20}
+    value = value.get(key.rpartition(".")[2], "tvd")
+    self.assertLen(config.resolve(override(made, f"{key}={value}"))["arms"], 2)
+
+  @parameterized.parameters(
+    ("arms.nobody.objective=hard", "no key arms.nobody.*hard, soft"),
+    ("trian.steps=3", "no key trian.*train"),
+    ("train=3", "train is a section"),
+    ("arms.soft.temperature.x=3", "arms.soft.temperature is a value"),
+    ("arms.soft.temperature.sweep=3", "expected a tuple"),
+  )
+  def test_what_cannot_be_set(self, word, message):
+    with self.assertRaisesRegex(UserError, message):
+      override(study(), word)
+
+
+class DerivedTest(absltest.TestCase):
+  def test_a_sweep_for_a_value_and_a_value_for_a_sweep(self):
+    made = study().lock()
+    made.arms.soft.temperature = config.sweep(1.0, 2.0)
+    self.assertLen(config.resolve(made)["arms"], 3)
+    made.arms.soft.temperature = 2.0
+    self.assertLen(config.resolve(made)["arms"], 2)
+    with self.assertRaises(AttributeError):
+      made.arms.soft.temprature = 2.0
+
+  def test_numpys_numbers(self):
+    made = study()
+    made.arms.soft.temperature = config.sweep(*np.float32([1, 2.5]))
+    made.train.steps = np.int64(30)
+    found = config.resolve(made)
+    self.assertIn("soft[temperature=2.5]", found["arms"])
+    self.assertIs(type(found["train"]["steps"]), int)
+
+
+class FileTest(parameterized.TestCase):
+  def read(self, text, argument=""):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    path = pathlib.Path(folder, "mine.py")
+    path.write_text(textwrap.dedent(text))
+    return command_line.read(f"{path}{argument}")
+
+  def test_shipped_ones(self):
+    for path in (ROOT / "configs").glob("*.py"):
+      config.resolve(command_line.read(f"{path}:smoke"))
+
+  @parameterized.parameters(
+    ("def get_config():\n  return 1 / 0\n", "mine.py:2, in get_config: ZeroD"),
+    ("def get_config(a):\n  return a.b\n", "mine.py:2, in get_config: Attrib"),
+    ("def get_config():\n  return x\n", "mine.py:2, in get_config: NameError"),
+    ("x = {}['k']\n", "mine.py:1, in <module>: KeyError: 'k'"),
+    ("import nothing_here\n", "mine.py:1, in <module>: ModuleNotFound"),
+    ("import sys\nsys.exit(3)\n", "mine.py:2, in <module>: SystemExit: 3"),
+    ("def get_config():\n  pass\n", "returned NoneType, expected the Config"),
+    ("x = 3\n", "mine.py: has no function get_config"),
+    ("def get_config(:\n", "mine.py:1: "),
+    ("get_config = 3\n", "mine.py"),
+  )
+  def test_faults_are_named_with_their_place(self, text, message):
+    with self.assertRaisesRegex(UserError, message):
+      self.read(text)
+
+  def test_an_argument_that_is_not_taken(self):
+    with self.assertRaisesRegex(UserError, "takes no argument"):
+      self.read("def get_config():\n  pass\n", ":smoke")
+
+  def test_no_file(self):
+    with self.assertRaisesRegex(UserError, "no file /nowhere.py"):
+      command_line.read("/nowhere.py:smoke")
+
+
+class EdgeTest(parameterized.TestCase):
+  """Numbers that no machine holds, and names that are no names."""
+
+  @parameterized.parameters(
+    ("train.steps=3000000000", "train.steps = 3000000000"),
+    ("train.batch_size=100000000", "train.batch_size = 100000000"),
+    ("evaluate.bins=1000000000", "evaluate.bins = 1000000000"),
+    ("evaluate.batch_size=100000000", "evaluate.batch_size"),
+    ("seed=4294967295", "the last is 4294967299, expected at most 4294967295"),
+    ("teacher.seed=4294967296", "teacher.seed = 4294967296"),
+    ("signal.seed=4294967296", "signal.seed"),
+    ("task.seed=99999999999999999999", "task.seed"),
+    ("train.learning_rate=1e39", "learning_rate = 1e\\+39"),
+    ("train.learning_rate=1e-50", "learning_rate = 1e-50"),
+    ("train.learning_rate=nan", "learning_rate = 'nan'"),
+    ("signal.temperature=1e-46", "temperature = 1e-46"),
+    ("study=/etc/passwd", "study = '/etc/passwd'"),
+    ("study=" + "x" * 65, "study = 'xxx"),
+  )
+  def test_a_key(self, word, message):
+    with self.assertRaisesRegex(UserError, message):
+      config.resolve(override(study(), word))
+
+  def test_the_last_seed(self):
+    made = override(study(), "seed=4294967295", "seeds=1")
+    self.assertEqual(config.resolve(made)["seed"], 2**32 - 1)
+
+  @parameterized.parameters(
+    ("/tmp/x",), ("a/b",), ("..",), ("x" * 300,), ("\ud83d",), ("a\nb",), ("",)
+  )
+  def test_a_name_that_is_none(self, name):
+    hard = {"objective": "hard", "target": "answer"}
+    for key in ("arms", "filters"):
+      made = study().to_dict()
+      made[key] = {**made[key], name: hard if key == "arms" else ()}
+      with self.assertRaisesRegex(UserError, "expected a name of up to 64"):
+        config.resolve(made)
+
+  def test_names_of_sweeps_are_exact_and_differ(self):
+    made = study()
+    made.arms.soft.temperature = config.sweep(4.0, 4.0000001)
+    self.assertEqual(
+      list(config.resolve(made)["arms"]),
+      ["hard", "soft[temperature=4]", "soft[temperature=4.0000001]"],
+    )
+    made.arms.soft.temperature = config.sweep(4.0, 4)
+    with self.assertRaisesRegex(UserError, "two arms .*temperature=4"):
+      config.resolve(made)
+
+  def test_a_text_in_a_sweeps_name_is_no_path(self):
+    made = study()
+    made.arms.soft.signal = {"path": config.sweep("/a/b", "../c")}
+    names = list(config.resolve(made)["arms"])
+    self.assertEqual(
+      names, ["hard", "soft[signal.path=_a_b]", "soft[signal.path=.._c]"]
+    )
+
+  def test_a_sweep_whose_names_are_too_long(self):
+    made = study()
+    made.arms.soft.signal = {"path": config.sweep("x" * 300)}
+    with self.assertRaisesRegex(UserError, "expected at most 200"):
+      config.resolve(made)
+
+
+if __name__ == "__main__":
+  absltest.main()
