@@ -107,6 +107,6 @@ def main(argv: Sequence[str] | None = None) -> None:
       files.write_text(args.out, html.write("Studies", [made], style.THEME))
     else:
       files.write_text(args.out, markdown.write([made]))
-  except (UserError, OSError) as error:
+  except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kd import files
-from kd.errors import UserError
+from kd.errors import UserError, why
 from kd.evaluate import registry
 from kd.report import (
   curves,
@@ -51,15 +51,15 @@ def write(workdir: str | Path) -> Path:
   results, config = read(workdir)
   found, faults = curves.read(workdir / "metrics.jsonl", results, config)
   folder = workdir / "figures"
-  title = f"{results['study']}: a distillation study"
   try:
     folder.mkdir(exist_ok=True)
     document = build(results, found, config, folder, faults)
-    files.write_text(str(workdir / "report.md"), markdown.write(document))
-    page = html.write(title, document, style.THEME)
-    files.write_text(str(workdir / "report.html"), page)
   except OSError as error:
-    raise UserError(f"the report cannot be written: {error}") from error
+    raise UserError(f"{folder}: cannot be written ({why(error)})") from error
+  files.write_text(str(workdir / "report.md"), markdown.write(document))
+  title = f"{results['study']}: a distillation study"
+  page = html.write(title, document, style.THEME)
+  files.write_text(str(workdir / "report.html"), page)
   return workdir / "report.html"
 
 

@@ -12,6 +12,7 @@ from kd.data.registry import load
 from kd.evaluate import scores
 from kd.models import functional
 from kd.train import arms
+from kd.train.step import TrainState
 from tests.kd import small
 
 RNG = np.random.default_rng(0)
@@ -112,13 +113,15 @@ class ArmTest(absltest.TestCase):
     params, rest = jax.vmap(make)(jax.random.split(jax.random.key(0), 2))
     whole = {"params": params, "rest": rest}
     broken = jax.tree.map(lambda x: x.at[1].set(jnp.inf), params)
-    state = {
-      "params": broken,
-      "rest": rest,
-      "best": whole,
-      "best_step": np.array([3, 4]),
-      "diverged": np.zeros(2, np.int32),
-    }
+    state = TrainState(
+      params=broken,
+      rest=rest,
+      opt=None,
+      best=whole,
+      best_accuracy=jnp.zeros(2),
+      best_step=jnp.array([3, 4]),
+      diverged=jnp.zeros(2, jnp.int32),
+    )
     labels = task.test.labels()
     values, bins = scores.arm(
       group, state, task, np.asarray(labels), batch=128, bins=15,

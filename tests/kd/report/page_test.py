@@ -162,7 +162,7 @@ class ReportTest(parameterized.TestCase):
       self.root / f"no {name}".replace("/", " "), *self.files["two"]
     )
     (folder / name).mkdir(parents=True)
-    with self.assertRaisesRegex(UserError, f"cannot be written: .*{name}"):
+    with self.assertRaisesRegex(UserError, rf"cannot be written \(.*{name}"):
       page.write(folder)
 
   def test_missing_key(self):
