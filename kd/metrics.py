@@ -148,25 +148,11 @@ def ece(
     correct = (total / jnp.maximum(jnp.bincount(tied, length=size), 1))[tied]
     which = np.arange(size) * bins // max(size, 1)
   else:
-    which = equal_width_bin(confidence, bins)
+    edges = np.linspace(0, 1, bins + 1).astype(np.float32)
+    which = jnp.searchsorted(edges, confidence, side="left") - 1
+    which = jnp.clip(which, 0, bins - 1)
   gaps = jnp.bincount(which, correct - confidence, length=bins)
   return _where(_are_probs(p), jnp.sum(jnp.abs(gaps)) / size)
-
-
-def equal_width_bin(
-  confidence: Float[ArrayLike, "..."], bins: int
-) -> Int[Array, "..."]:
-  """Returns b where a confidence is in (b / bins, (b + 1) / bins], from 0.
-
-  The edges are float32, as confidences are: float32's 0.6 is in (0.4, 0.6].
-  0 is in the first bin; what is outside of [0, 1] is in the nearest.
-
-  >>> print(equal_width_bin(np.array([0.0, 0.2, 0.6, 0.61, 1.0]), 5))
-  [0 0 2 3 4]
-  """
-  edges = np.linspace(0, 1, bins + 1).astype(np.float32)
-  which = jnp.searchsorted(edges, _float32(confidence), side="left") - 1
-  return jnp.clip(which, 0, bins - 1)
 
 
 def auroc(
