@@ -1,6 +1,7 @@
 """Errors that are the user's to mend, and words for them."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 
@@ -29,3 +30,28 @@ def why(error: BaseException) -> str:
   error = error.__cause__ or error  # TFDS wraps what it raises in context
   lines = str(error).strip().splitlines() or [""]
   return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
+
+
+@contextlib.contextmanager
+def out_of_memory(what: str, lower: Mapping[str, Any]) -> Generator[None]:
+  """Says what to lower where memory, the device's or the host's, runs out.
+
+  Args:
+    what: is being done, such as "training".
+    lower: the config's keys that it takes memory for, with their values.
+
+  Raises:
+    UserError: NumPy or XLA could not allocate.
+  """
+  try:
+    yield
+  except Exception as error:
+    # jax's error is a RuntimeError with the status in its text.
+    if not isinstance(error, MemoryError) and (
+      "RESOURCE_EXHAUSTED" not in str(error)
+    ):
+      raise
+    keys = " or ".join(f"{key} = {value}" for key, value in lower.items())
+    raise UserError(
+      f"out of memory while {what} ({why(error)}): lower {keys}"
+    ) from error

@@ -8,7 +8,6 @@ import zlib
 from typing import Any
 
 from kd.errors import UserError, why
-from kernels.bench import markdown
 
 
 def write_text(path: str, text: str) -> None:
@@ -66,15 +65,3 @@ def package_folder(name: str) -> pathlib.Path | None:
   if spec is None or not spec.submodule_search_locations:
     return None
   return pathlib.Path(spec.submodule_search_locations[0])
-
-
-def replace_section(path: str, name: str, body: str) -> None:
-  """As kernels.bench.markdown.replace_section.
-
-  Raises:
-    UserError: the file or the marks are missing.
-  """
-  try:
-    markdown.replace_section(path, name, body)
-  except (OSError, ValueError) as error:
-    raise UserError(str(error)) from error

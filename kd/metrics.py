@@ -3,6 +3,10 @@
 Leading axes [...] are all averaged over, each example alike. Probabilities are
 normalised over the last axis; nothing here normalises them again. Logarithms
 are natural. Ties between the highest entries go to the lowest class.
+
+What is not finite is never passed over: a metric is NaN where a score is NaN,
+where an example's highest score is infinite (so that no answer can be told), or
+where a label is no class, in [0, V).
 """
 
 import jax
@@ -21,7 +25,7 @@ def accuracy(
   >>> print(accuracy(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0])))
   0.5
   """
-  return jnp.mean(_answers(scores) == _like_answers(scores, labels), dtype=_F32)
+  return jnp.mean(_right(scores, labels))
 
 
 def agreement(
@@ -32,7 +36,11 @@ def agreement(
 
   Args:
     student: logits or probabilities.
-    teacher: logits or probabilities [..., V], or its answers [...] as integers.
+    teacher: logits or probabilities [..., V], or its answers [...] as integers;
+      an answer below 0 is none, and that example is left out.
+
+  Returns:
+    A fraction; NaN where the teacher gave no answer at all.
 
   Source: "top-1 agreement" of Stanton et al. (2021), 2106.05945.
 
@@ -41,8 +49,10 @@ def agreement(
   """
   teacher = jnp.asarray(teacher)
   if teacher.ndim == jnp.ndim(student):
-    teacher = _answers(teacher)
-  return accuracy(student, teacher)
+    same = _right(student, jnp.argmax(teacher, axis=-1))
+    return jnp.mean(jnp.where(_is_told(teacher), same, jnp.nan))
+  given = teacher >= 0
+  return jnp.mean(_right(student, jnp.maximum(teacher, 0)), where=given)
 
 
 def nll(
@@ -57,10 +67,10 @@ def nll(
   >>> print(f"{nll(np.array([[0.5, 0.5]]), np.array([1])):.4f}")
   0.6931
   """
-  p = jnp.take_along_axis(
-    _float32(probs), _like_answers(probs, labels)[..., None], axis=-1
-  )
-  return -jnp.mean(jnp.log(jnp.maximum(p, np.finfo(np.float32).tiny)))
+  probs, labels = _float32(probs), _like_answers(probs, labels)
+  p = jnp.take_along_axis(probs, labels[..., None], axis=-1)
+  loss = -jnp.mean(jnp.log(jnp.maximum(p, np.finfo(np.float32).tiny)))
+  return _where(_are_probs(probs) & _is_class(probs, labels), loss)
 
 
 def nll_from_logits(
@@ -71,7 +81,9 @@ def nll_from_logits(
   >>> print(f"{nll_from_logits(np.array([[1e4, 0.0]]), np.array([1])):.0f}")
   10000
   """
-  return jnp.mean(objectives.hard(jnp.asarray(logits), jnp.asarray(labels)))
+  logits, labels = jnp.asarray(logits), _like_answers(logits, labels)
+  loss = jnp.mean(objectives.hard(logits, labels))
+  return _where(_is_class(logits, labels), loss)
 
 
 def brier(
@@ -85,9 +97,10 @@ def brier(
   >>> print(brier(np.array([[0.5, 0.5]]), np.array([1])))
   0.5
   """
-  p = _float32(probs)
-  target = jax.nn.one_hot(_like_answers(p, labels), p.shape[-1])
-  return jnp.mean(jnp.sum((p - target) ** 2, axis=-1))
+  p, labels = _float32(probs), _like_answers(probs, labels)
+  target = jax.nn.one_hot(labels, p.shape[-1])
+  loss = jnp.mean(jnp.sum((p - target) ** 2, axis=-1))
+  return _where(_is_class(p, labels), loss)
 
 
 def ece(
@@ -125,7 +138,7 @@ def ece(
     raise ValueError(f"ece: bins is {bins}; accepted: 1 or more")
   p = _float32(probs)
   confidence = jnp.max(p, axis=-1).ravel()
-  correct = (_answers(p) == _like_answers(p, labels)).ravel().astype(_F32)
+  correct = _right(p, labels).ravel()
   size = confidence.size
   if equal_mass:
     order = jnp.argsort(confidence)
@@ -135,11 +148,25 @@ def ece(
     correct = (total / jnp.maximum(jnp.bincount(tied, length=size), 1))[tied]
     which = np.arange(size) * bins // max(size, 1)
   else:
-    edges = np.linspace(0, 1, bins + 1).astype(np.float32)
-    which = jnp.searchsorted(edges, confidence, side="left") - 1
-    which = jnp.clip(which, 0, bins - 1)
+    which = equal_width_bin(confidence, bins)
   gaps = jnp.bincount(which, correct - confidence, length=bins)
-  return jnp.sum(jnp.abs(gaps)) / size
+  return _where(_are_probs(p), jnp.sum(jnp.abs(gaps)) / size)
+
+
+def equal_width_bin(
+  confidence: Float[ArrayLike, "..."], bins: int
+) -> Int[Array, "..."]:
+  """Returns b where a confidence is in (b / bins, (b + 1) / bins], from 0.
+
+  The edges are float32, as confidences are: float32's 0.6 is in (0.4, 0.6].
+  0 is in the first bin; what is outside of [0, 1] is in the nearest.
+
+  >>> print(equal_width_bin(np.array([0.0, 0.2, 0.6, 0.61, 1.0]), 5))
+  [0 0 2 3 4]
+  """
+  edges = np.linspace(0, 1, bins + 1).astype(np.float32)
+  which = jnp.searchsorted(edges, _float32(confidence), side="left") - 1
+  return jnp.clip(which, 0, bins - 1)
 
 
 def auroc(
@@ -154,7 +181,8 @@ def auroc(
     positives: bool, or 0 and 1.
 
   Returns:
-    A fraction; NaN where a class is absent.
+    A fraction; NaN where a class is absent. Infinite scores are compared as
+    any others are.
 
   >>> print(auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1])))
   0.875
@@ -162,7 +190,7 @@ def auroc(
   scores, positives = _float32(scores).ravel(), _bool(positives)
   at_most, below, total = _counts(scores, ~positives)
   wins = 0.5 * (at_most + below) / total
-  return jnp.mean(wins, where=positives)
+  return _where(~jnp.isnan(scores), jnp.mean(wins, where=positives))
 
 
 def fpr_at_tpr(
@@ -181,7 +209,8 @@ def fpr_at_tpr(
     tpr: wanted true positive rate, in [0, 1].
 
   Returns:
-    A fraction; NaN where a class is absent.
+    A fraction; NaN where a class is absent, or tpr is outside of [0, 1].
+    Infinite scores are compared as any others are.
 
   >>> s, y = np.array([0.1, 0.4, 0.5, 0.8]), np.array([0, 1, 0, 1])
   >>> print(fpr_at_tpr(s, y))
@@ -193,7 +222,8 @@ def fpr_at_tpr(
   reached = (p - true_below) / p >= tpr
   fpr = jnp.where(reached, (n - false_below) / n, 1.0)
   best = jnp.where(jnp.asarray(tpr) > 0, jnp.min(fpr, initial=1.0), 0.0)
-  return jnp.where((p > 0) & (n > 0), best, jnp.nan)
+  possible = (jnp.asarray(tpr) >= 0) & (jnp.asarray(tpr) <= 1)
+  return _where((p > 0) & (n > 0) & possible & ~jnp.isnan(scores), best)
 
 
 def recall_per_class(
@@ -209,15 +239,16 @@ def recall_per_class(
     num_classes: C.
 
   Returns:
-    Fractions; NaN for a class without examples.
+    Fractions; NaN for a class without examples, or with one that has no
+    answer. A label that is no class counts in none.
 
   >>> print(recall_per_class(np.eye(3)[[0, 1, 1]], np.array([0, 0, 1]), 3))
   [0.5 1.  nan]
   """
-  labels = _like_answers(probs, labels)
-  correct = (_answers(probs) == labels).ravel()
-  classes = jax.nn.one_hot(labels.ravel(), num_classes)
-  return correct.astype(_F32) @ classes / jnp.sum(classes, axis=0)
+  correct = _right(probs, labels).ravel()
+  classes = jax.nn.one_hot(jnp.ravel(labels), num_classes, dtype=bool)
+  hits = jnp.sum(jnp.where(classes, correct[:, None], 0.0), axis=0)
+  return hits / jnp.sum(classes, axis=0)
 
 
 def kl_to_teacher(
@@ -226,11 +257,17 @@ def kl_to_teacher(
 ) -> Float[Array, ""]:
   """Returns the mean KL(teacher || student) at T = 1, in nats.
 
+  It is infinite where the student rules out (a logit of -inf) what the teacher
+  does not.
+
   >>> print(f"{kl_to_teacher(np.log([[0.25, 0.75]]), np.zeros((1, 2))):.4f}")
   0.1438
   """
   student, teacher = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
-  return jnp.mean(objectives.soft(student, teacher, 1.0))
+  loss = jnp.mean(objectives.soft(student, teacher, 1.0))
+  # There the divergence's own value is a number of the order of 1e30.
+  absent = jnp.isneginf(student) & (jax.nn.softmax(teacher) > 0)
+  return _where(~absent, loss, jnp.inf)
 
 
 _F32 = jnp.float32
@@ -244,8 +281,31 @@ def _bool(positives):
   return jnp.asarray(positives).astype(bool).ravel()
 
 
-def _answers(scores):
-  return jnp.argmax(jnp.asarray(scores), axis=-1)
+def _right(scores, labels):
+  """Returns 1 where the answer is the label, else 0; NaN where unknown."""
+  labels = _like_answers(scores, labels)
+  right = jnp.argmax(jnp.asarray(scores), axis=-1) == labels
+  known = _is_told(scores) & _is_class(scores, labels)
+  return jnp.where(known, right.astype(_F32), jnp.nan)
+
+
+def _is_told(scores):
+  """Tells where the scores name an answer; a NaN among them is the highest."""
+  return jnp.isfinite(jnp.max(jnp.asarray(scores), axis=-1))
+
+
+def _is_class(scores, labels):
+  return (labels >= 0) & (labels < jnp.shape(scores)[-1])
+
+
+def _are_probs(probs):
+  return jnp.all(jnp.isfinite(probs), axis=-1)
+
+
+def _where(known, value, otherwise=jnp.nan):
+  """Returns a scalar where all is known, by a select that is applied last, so
+  that no sum is taken in another order."""
+  return jnp.where(jnp.all(known), value, otherwise)
 
 
 def _like_answers(scores, labels):

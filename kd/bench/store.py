@@ -17,8 +17,8 @@ import numpy as np
 from absl import app, flags
 
 from kd import config, files
+from kd.report import markdown
 from kd.signals import codec, store
-from kernels.bench import markdown
 
 _TOKENS = flags.DEFINE_integer("tokens", 262_144, "Rows of a store.")
 _VOCABULARIES = flags.DEFINE_list(
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
   body = table(rows, tokens)
   print(body)
   for page in argv[1:]:
-    files.replace_section(page, "store", body)
+    markdown.replace_section(page, "store", body)
 
 
 if __name__ == "__main__":

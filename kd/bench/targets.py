@@ -33,11 +33,9 @@ from absl import app
 from matplotlib.figure import Figure
 from scipy import special
 
-from kd import files
 from kd.errors import UserError
-from kd.report import figures
+from kd.report import markdown, style
 from kd.signals import codec, store
-from kernels.bench import markdown
 
 softmax = functools.partial(special.softmax, axis=-1)
 norm = np.linalg.norm  # over rows and classes
@@ -205,7 +203,7 @@ def page(found: dict, source: str) -> str:
 
 def draw(found: dict) -> Figure:
   """Draws bias against k, and the noise of a draw."""
-  with mpl.rc_context(figures.RC):
+  with mpl.rc_context(style.RC):
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     marks = {"bucket": "#0072b2", "zero": "#d55e00", "renormalize": "#009e73"}
@@ -250,7 +248,7 @@ def main(argv: list[str]) -> None:
     source = f"study `{json.load(f)['config']['study']}`"
   picture = os.path.join(os.path.dirname(path), "top_k.png")
   draw(found).savefig(picture, dpi=130)
-  files.replace_section(path, "bias", page(found, source))
+  markdown.replace_section(path, "bias", page(found, source))
 
 
 if __name__ == "__main__":

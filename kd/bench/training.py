@@ -31,7 +31,6 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from kd import files
 from kd.bench.ways import (
   BATCH,
   TEMPERATURES,
@@ -40,7 +39,7 @@ from kd.bench.ways import (
   in_one_program,
   nnx_loop,
 )
-from kernels.bench import markdown
+from kd.report import markdown
 
 _DOC = flags.DEFINE_string(
   "doc", "", "A file whose section <!-- arms --> is to hold the table."
@@ -187,8 +186,8 @@ def main(argv: list[str]) -> None:
     rows.append(measure(hidden, repeats, size))
     print(table(rows[-1:], size).splitlines()[-1], flush=True)
   if _DOC.value:
-    files.replace_section(_DOC.value, "arms", table(rows, size))
-    files.replace_section(_DOC.value, "classes", classes_table(wide))
+    markdown.replace_section(_DOC.value, "arms", table(rows, size))
+    markdown.replace_section(_DOC.value, "classes", classes_table(wide))
 
 
 if __name__ == "__main__":

@@ -16,24 +16,12 @@ from jaxtyping import Array, Float, Int
 
 from kd import metrics
 from kd.data.task import Task
+from kd.evaluate import registry
 from kd.models import functional
 from kd.train.arms import Group
 from kd.train.step import TrainState
 
-RECALLS_UP_TO = 100  # classes; with more, a recall for each is left out
 SHIFTS = np.round(np.arange(-15.0, 15.05, 0.1), 1)  # nats
-
-
-def metric_names(
-  num_classes: int, shift: bool, black_box: bool = False
-) -> list[str]:
-  """Returns the metrics that a study has, of which one is primary."""
-  names = ["accuracy", "nll", "ece", "brier", "agreement"]
-  names += [] if black_box else ["kl_to_teacher"]
-  recalls = num_classes if num_classes <= RECALLS_UP_TO else 0
-  every = [*names, *(f"recall_{c}" for c in range(recalls))]
-  best = [f"{name}_best" for name in names]
-  return every + best + [f"{name}_shifted" for name in every if shift]
 
 
 def logits_of(
@@ -60,25 +48,22 @@ def scores(
 ) -> dict[str, Array]:
   """Returns the metrics of one run, by name; nats, or fractions in [0, 1].
 
-  `teacher` is its logits; or its answers, -1 where there is none, and then
-  agreement is over those it gave.
+  `teacher` is its logits; or its answers, -1 where there is none; or None, and
+  then what compares with it is left out.
   """
   probs = jax.nn.softmax(logits)
-  values = {
-    "accuracy": metrics.accuracy(logits, labels),
-    "nll": metrics.nll_from_logits(logits, labels),
-    "ece": metrics.ece(probs, labels, bins),
-    "brier": metrics.brier(probs, labels),
-  }
-  if teacher is not None and teacher.ndim == 1:
-    right = (teacher >= 0) & (jnp.argmax(logits, -1) == teacher)
-    values["agreement"] = jnp.sum(right) / jnp.sum(teacher >= 0)
-  elif teacher is not None:
-    values["agreement"] = metrics.agreement(logits, teacher)
-    values["kl_to_teacher"] = metrics.kl_to_teacher(logits, teacher)
-  if num_classes <= RECALLS_UP_TO:
-    recalls = metrics.recall_per_class(probs, labels, num_classes)
-    values |= {f"recall_{c}": recalls[c] for c in range(num_classes)}
+  run = registry.Run(logits, probs, labels, teacher, bins, num_classes)
+  has = {"": True, "teacher": teacher is not None}
+  has["logits"] = teacher is not None and teacher.ndim == logits.ndim
+  values: dict[str, Array] = {}
+  for name, metric in registry.METRICS.items():
+    if metric.value is None or not has[metric.reads]:
+      continue
+    if not metric.per_class:
+      values[name] = metric.value(metrics, run)
+    elif num_classes <= registry.RECALLS_UP_TO:
+      each = metric.value(metrics, run)
+      values |= {f"{name}_{c}": each[c] for c in range(num_classes)}
   return values
 
 
@@ -88,13 +73,19 @@ def best_shift(logits, labels, classes: Sequence[int]) -> float:
   Hinton et al. 2015 (section 3) shift the bias of a class that the transfer
   set lacks; they chose it on the test set, we are given another split. Of
   equally accurate shifts the smallest is taken.
+
+  Returns:
+    Nats; NaN where the logits do not tell.
   """
   is_class = np.isin(np.arange(logits.shape[-1]), classes)
   rest = np.where(is_class, -np.inf, logits)
   some = np.where(is_class, logits, -np.inf)
   # With a shift b the prediction is the best of `some` where it exceeds the
   # best of the rest by more than -b.
-  margin = some.max(-1) - rest.max(-1)
+  with np.errstate(invalid="ignore"):
+    margin = some.max(-1) - rest.max(-1)
+  if np.isnan(margin).any():
+    return float("nan")
   right_some = some.argmax(-1) == labels
   right_rest = rest.argmax(-1) == labels
   chosen = margin[:, None] + SHIFTS > 0
@@ -111,23 +102,25 @@ def shifted(logits, shift: float, classes: Sequence[int]):
 def reliability(logits, labels, bins: int) -> dict[str, list]:
   """Counts a reliability diagram, all runs of an arm pooled.
 
-  Bin b holds the predictions whose confidence is in (b / bins, (b+1) / bins].
+  Bin b holds the predictions whose confidence is in (b / bins, (b+1) / bins],
+  as in metrics.ece; those whose logits are not finite are in none.
   """
-  probs = np.asarray(jax.nn.softmax(logits), np.float64)
-  confidence = probs.max(-1).ravel()
-  right = (probs.argmax(-1) == np.asarray(labels)).ravel()
-  index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+  probs = np.asarray(jax.nn.softmax(logits))
+  right = probs.argmax(-1) == np.asarray(labels)
+  kept = np.isfinite(probs).all(-1)
+  confidence, right = probs.max(-1)[kept], right[kept]
+  index = np.asarray(metrics.equal_width_bin(confidence, bins))
   count = np.bincount(index, minlength=bins)
 
   def mean(x):
-    total = np.bincount(index, x, minlength=bins)
+    total = np.bincount(index, x.astype(np.float64), minlength=bins)
     return [
       float(t / n) if n else None for t, n in zip(total, count, strict=True)
     ]
 
   return {
     "confidence": mean(confidence),
-    "accuracy": mean(right.astype(float)),
+    "accuracy": mean(right),
     "count": count.tolist(),
   }
 
@@ -154,9 +147,9 @@ def arm(
     shift_classes: whose biases are shifted for the metrics "_shifted".
 
   Returns:
-    ({metric: a value for each seed, None for a run that diverged},
-    reliability). Metrics ending in "_best" are of the weights that were best
-    on validation, the others of the last.
+    ({metric: a value for each seed, None for a run that diverged and where it
+    is not finite}, reliability). Metrics ending in "_best" are of the weights
+    that were best on validation, the others of the last.
   """
   inputs, labels = task.test.arrays()
   inputs = jnp.asarray(inputs)  # once for all runs
@@ -172,7 +165,9 @@ def arm(
   rows = [score(x) for x in logits]
   for row, x in zip(rows, best, strict=True):
     row |= {
-      f"{k}_best": v for k, v in score(x).items() if not k.startswith("recall_")
+      f"{k}_best": v
+      for k, v in score(x).items()
+      if not registry.lookup(k).per_class
     }
   if shift_classes:
     held, held_labels = task.validation.arrays()

@@ -1,4 +1,4 @@
-"""Compares arms over seeds: paired intervals, corrected p-values, verdicts.
+"""Compares arms over seeds: paired intervals and corrected p-values.
 
 Every arm of a study sees the same initialisations and batches for the same
 seed, so arms are compared *per seed*: all statistics here are of the paired
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -17,13 +16,9 @@ import numpy as np
 from scipy import stats as sps
 
 from kd.errors import UserError
+from kd.evaluate import registry
 
 Value = float | None
-
-_HIGHER = {"accuracy", "agreement", "recall", "auroc"}
-_LOWER = {"nll", "ece", "brier", "kl_to_teacher", "kl", "loss", "fpr_at_tpr"}
-_LEVEL = 0.05  # of the corrected p-value that names a winner
-_MIN_PAIRS = 3  # two seeds that happen to agree are no evidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,66 +30,6 @@ class Comparison:
   high: Value
   p: Value  # two-sided, uncorrected
   n: int  # seeds that both sides finished
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-  """Says which arm is best on one metric and whether that may be claimed.
-
-  Attributes:
-    metric: the metric judged.
-    best: the arm of best mean among those that finished every run, or None.
-    named: whether `best` may be called the winner; see `winner`.
-    reasons: why it may not, in words; empty when named.
-    tied: arms not told apart from `best`: their paired interval against it
-      includes 0, or fewer than three seeds were compared.
-    better: arms told apart from their own baseline, in the good direction.
-    worse: likewise, in the bad direction.
-    set_aside: arms of a better mean than `best` that lost a run.
-  """
-
-  metric: str
-  best: str | None
-  named: bool
-  reasons: tuple[str, ...]
-  tied: tuple[str, ...]
-  better: tuple[str, ...]
-  worse: tuple[str, ...]
-  set_aside: tuple[str, ...]
-
-
-def family(metric: str) -> str:
-  """Strips what does not change a metric's meaning.
-
-  >>> family("recall_7_best"), family("validation_accuracy")
-  ('recall', 'accuracy')
-  """
-  metric = metric.removesuffix("_best").removeprefix("validation_")
-  metric = metric.removesuffix("_shifted")
-  return re.sub(r"_\d+$", "", metric)
-
-
-def direction(metric: str) -> int:
-  """Returns +1 where higher is better, -1 where lower is.
-
-  Raises:
-    UserError: for a metric whose good direction is not known.
-
-  >>> direction("accuracy_best"), direction("nll")
-  (1, -1)
-  """
-  name = family(metric)
-  if name in _HIGHER:
-    return 1
-  if name in _LOWER or is_seconds(metric):
-    return -1
-  known = ", ".join(sorted(_HIGHER | _LOWER))
-  raise UserError(f"metric {metric!r}: no known good direction; have {known}")
-
-
-def is_seconds(metric: str) -> bool:
-  """Tells times, which are never tested against each other."""
-  return metric.removesuffix("_best").endswith("_seconds")
 
 
 def resampling_reaches(n: int, confidence: float = 0.95) -> bool:
@@ -194,7 +129,7 @@ def compare(
   pairs = [
     (a, b)
     for a, b in zip(values, baseline, strict=True)
-    if _finite(a) and _finite(b)
+    if is_finite(a) and is_finite(b)
   ]
   n = len(pairs)
   if n == 0:
@@ -280,7 +215,7 @@ def summarise(
         c = compare(values[arm][metric], values[baseline][metric])
         versus[arm] = {**dataclasses.asdict(c), "p_raw": c.p}
         versus[arm]["baseline"] = baseline
-    tested = not is_seconds(metric)
+    tested = not registry.is_seconds(metric)
     corrected = holm([v["p_raw"] if tested else None for v in versus.values()])
     for (arm, v), p in zip(versus.items(), corrected, strict=True):
       v["p"] = p
@@ -289,104 +224,8 @@ def summarise(
   return summary
 
 
-def told_apart(versus: Mapping[str, Any] | None) -> int:
-  """Returns the sign of a difference that may be claimed, else 0.
-
-  It may when the interval excludes 0, the corrected p is below 0.05 and at
-  least three seeds were compared.
-  """
-  if not versus or versus["low"] is None or versus["p"] is None:
-    return 0
-  if versus["p"] >= _LEVEL or versus["n"] < _MIN_PAIRS:
-    return 0
-  return int(versus["low"] > 0) - int(versus["high"] < 0)
-
-
-def winner(results: Mapping[str, Any], metric: str | None = None) -> Verdict:
-  """Judges which arm is best, and whether that may be said.
-
-  The best arm is the one of best mean among the arms that finished all their
-  runs. It is named only if it is told apart from its own baseline, in the good
-  direction (`told_apart`).
-
-  Args:
-    results: what results.json holds.
-    metric: the metric to judge by; the study's primary one by default.
-
-  Returns:
-    The verdict, with the reasons where no arm is named.
-
-  Raises:
-    UserError: for a metric whose good direction is not known.
-  """
-  metric = metric or str(results["metric"])
-  sign = direction(metric)
-  arms = {
-    name: arm["metrics"][metric]
-    for name, arm in results["arms"].items()
-    if arm["metrics"].get(metric, {}).get("mean") is not None
-  }
-  complete = [
-    name
-    for name, m in arms.items()
-    if not results["arms"][name].get("diverged")
-    and all(_finite(v) for v in m["values"])
-  ]
-  moved = {
-    a: sign * told_apart(m.get("versus_baseline")) for a, m in arms.items()
-  }
-  better = tuple(a for a, s in moved.items() if s > 0)
-  worse = tuple(a for a, s in moved.items() if s < 0)
-  if not complete:
-    reasons = ("no arm finished all its runs",)
-    return Verdict(metric, None, False, reasons, (), better, worse, ())
-  best = max(complete, key=lambda a: sign * arms[a]["mean"])
-  reasons = _reasons(arms[best].get("versus_baseline"), sign)
-  tied = tuple(a for a in arms if a != best and not _apart(arms, a, best))
-  ahead = tuple(
-    a
-    for a in arms
-    if a not in complete and sign * (arms[a]["mean"] - arms[best]["mean"]) > 0
-  )
-  return Verdict(metric, best, not reasons, reasons, tied, better, worse, ahead)
-
-
-def _reasons(versus: Mapping[str, Any] | None, sign: int) -> tuple[str, ...]:
-  """Lists why an arm cannot be named against its baseline."""
-  if versus is None:
-    return ("it is itself a baseline",)
-  if versus["low"] is None:
-    return ("fewer than two paired seeds give no interval",)
-  reasons = []
-  if versus["n"] < _MIN_PAIRS:
-    reasons.append(f"{versus['n']} seeds are too few to claim a difference")
-  if versus["low"] <= 0 <= versus["high"]:
-    reasons.append("the interval includes 0")
-  elif sign * versus["difference"] < 0:
-    reasons.append("its baseline is better")
-  if versus["p"] is None or versus["p"] >= _LEVEL:
-    reasons.append("the corrected p is not below 0.05")
-  return tuple(reasons)
-
-
-def _apart(arms: Mapping[str, Any], arm: str, best: str) -> bool:
-  """Tells whether an arm's paired interval against the best excludes 0.
-
-  Between an arm and its baseline the corrected judgement holds, so that a
-  report cannot say both that they are and that they are not told apart.
-  """
-  for one, other in ((arm, best), (best, arm)):
-    versus = arms[one].get("versus_baseline")
-    if versus and versus["baseline"] == other:
-      return told_apart(versus) != 0
-  c = compare(arms[arm]["values"], arms[best]["values"])
-  if c.low is None or c.high is None or c.n < _MIN_PAIRS:
-    return False
-  return not c.low <= 0 <= c.high
-
-
 def _describe(values: Sequence[Value]) -> dict[str, Any]:
-  kept = [float(v) if _finite(v) else None for v in values]
+  kept = [float(v) if is_finite(v) else None for v in values]
   finite = np.asarray([v for v in kept if v is not None], np.float64)
   return {
     "values": kept,
@@ -396,5 +235,5 @@ def _describe(values: Sequence[Value]) -> dict[str, Any]:
   }
 
 
-def _finite(value: Value) -> TypeGuard[float]:
+def is_finite(value: Value) -> TypeGuard[float]:
   return value is not None and math.isfinite(value)

@@ -12,22 +12,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from kd import files
 from kd.errors import UserError
-from kd.evaluate import stats
-from kd.report import figures, tables, wording
-from kd.report.blocks import (
-  Block,
-  Code,
-  Details,
-  Heading,
-  Picture,
-  Table,
-  Text,
-  to_html,
-  to_markdown,
+from kd.evaluate import registry
+from kd.report import (
+  curves,
+  figures,
+  html,
+  markdown,
+  results_table,
+  sentences,
+  style,
+  tables,
+  wording,
 )
+from kd.report.blocks import Block, Code, Details, Heading, Picture, Table, Text
 
 Results = Mapping[str, Any]
 
@@ -38,86 +37,76 @@ def write(workdir: str | Path) -> Path:
   """Writes report.md, report.html and figures/ into a study's workdir.
 
   Args:
-    workdir: holds results.json, metrics.jsonl and config.json.
+    workdir: holds results.json, config.json and, for the learning curves,
+      metrics.jsonl.
 
   Returns:
     The path of report.html.
 
   Raises:
-    UserError: naming the file that is missing or cannot be read, or the key
-      that it lacks.
+    UserError: naming the file that is missing, or cannot be read or written,
+      or the key that it lacks.
+  """
+  workdir = Path(workdir)
+  results, config = read(workdir)
+  found, faults = curves.read(workdir / "metrics.jsonl", results, config)
+  folder = workdir / "figures"
+  title = f"{results['study']}: a distillation study"
+  try:
+    folder.mkdir(exist_ok=True)
+    document = build(results, found, config, folder, faults)
+    files.write_text(str(workdir / "report.md"), markdown.write(document))
+    page = html.write(title, document, style.THEME)
+    files.write_text(str(workdir / "report.html"), page)
+  except OSError as error:
+    raise UserError(f"the report cannot be written: {error}") from error
+  return workdir / "report.html"
+
+
+def read(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns what results.json and config.json of a finished study hold.
+
+  Raises:
+    UserError: as of `write`.
   """
   workdir = Path(workdir)
   results = _read_json(workdir / "results.json")
   for key in _REQUIRED:
     if key not in results:
       raise UserError(f"{workdir / 'results.json'} lacks {key!r}")
-  config = _read_json(workdir / "config.json")
-  curves = read_curves(workdir / "metrics.jsonl", results["seeds"])
-  folder = workdir / "figures"
-  folder.mkdir(exist_ok=True)
-  blocks = build(results, curves, config, folder)
-  title = f"{results['study']}: a distillation study"
-  page = to_html(title, blocks, figures.THEME)
-  markdown = to_markdown(blocks)
-  (workdir / "report.md").write_text(markdown, encoding="utf-8")
-  (workdir / "report.html").write_text(page, encoding="utf-8")
-  return workdir / "report.html"
-
-
-def read_curves(
-  path: Path, seeds: Sequence[int]
-) -> dict[str, dict[str, figures.Curve]]:
-  """Reads metrics.jsonl as arm -> quantity -> (steps [T], values [S, T]).
-
-  A later line for the same arm, seed and step replaces an earlier one, as a
-  resumed study writes them.
-
-  Raises:
-    UserError: naming the file, and the line that is no JSON.
-  """
-  lines = _read(path).splitlines()
-  try:
-    rows = json.loads("[" + ",".join(line for line in lines if line) + "]")
-  except json.JSONDecodeError:
-    rows = [_read_line(path, i, line) for i, line in enumerate(lines, 1)]
-  place = {seed: i for i, seed in enumerate(seeds)}
-  by_arm: dict[str, list[Mapping[str, Any]]] = {}
-  for row in rows:
-    if row and row["seed"] in place:
-      by_arm.setdefault(row["arm"], []).append(row)
-  curves = {}
-  for arm, own in by_arm.items():
-    steps = np.unique([row["step"] for row in own])
-    i = [place[row["seed"]] for row in own]
-    j = np.searchsorted(steps, [row["step"] for row in own])
-    curves[arm] = {}
-    for key in ("loss", "validation_accuracy"):
-      values = np.full((len(seeds), len(steps)), np.nan)
-      values[i, j] = np.array([row.get(key) for row in own], np.float64)
-      curves[arm][key] = (steps, values)
-  return curves
+  return results, _read_json(workdir / "config.json")
 
 
 def build(
   results: Results,
-  curves: Mapping[str, Mapping[str, figures.Curve]],
+  found: Mapping[str, Mapping[str, curves.Curve]],
   config: Mapping[str, Any],
   folder: Path,
+  faults: Sequence[str] = (),
 ) -> list[Block]:
-  """Builds the report's blocks, leaving its figures in `folder`."""
-  look = figures.styles(results)
+  """Builds the report's blocks, leaving its figures in `folder`.
+
+  Args:
+    results: what results.json holds.
+    found: the learning curves (`curves.read`).
+    config: what config.json holds.
+    folder: of the figures.
+    faults: what is to be said of the curves.
+  """
+  look = style.styles(results)
+  words = config.get("words") or {}
   tree = config.get("config", config)
   question = config.get("question") or tree.get("question")
   blocks: list[Block] = [Heading(str(results["study"]), 1)]
   if question:
     blocks.append(Text(str(question).strip(), "question"))
-  blocks.append(Text("\n\n".join(wording.verdict(results)), "verdict"))
-  blocks += [Heading("Results"), tables.main_table(results, look)]
-  blocks.append(Text(_interval_note(results), "note"))
+  blocks.append(Text("\n\n".join(sentences.verdict(results)), "verdict"))
+  blocks += [Heading("Results"), results_table.table(results, look, words)]
+  blocks.append(Text(sentences.how_tested(results), "note"))
   blocks.append(Heading("Figures"))
+  blocks += [Text(" ".join(faults), "note")] if faults else []
   omitted = _omitted(results, tree)
-  blocks += _pictures(results, curves, look, omitted, folder)
+  blocks += _pictures(results, found, look, omitted, folder)
   blocks += tables.recall_table(results)
   blocks += tables.variant_tables(results, look)
   blocks += tables.seed_table(results, look)
@@ -129,38 +118,12 @@ def build(
   return blocks
 
 
-def _interval_note(results: Results) -> str:
-  versus = [
-    tables.entry_of(a, results["metric"])["versus_baseline"]
-    for a in results["arms"].values()
-  ]
-  reached = {stats.resampling_reaches(v["n"]) for v in versus if v}
-  bootstrap = "the expanded percentile bootstrap (Hesterberg 2015)"
-  student = "Student's t, as no resampling of so few seeds can cover 95 %"
-  how = bootstrap if True in reached else student
-  if len(reached) > 1:
-    how = f"{bootstrap}, and below six seeds {student}"
-  return (
-    "Intervals and p-values are over **seeds**: they say how far a difference "
-    "would move with other initialisations, batch orders and transfer-set "
-    "draws. They are not over test examples: the test set and the teacher are "
-    "taken as given. Arms are paired by seed. The interval is "
-    + how
-    + "; p is "
-    "the paired t-test's, corrected by Holm's procedure over the arms compared "
-    "on the metric. An arm is named best only if its interval excludes 0, its "
-    "corrected p is below 0.05, at least three seeds were compared and none of "
-    "its runs diverged. Not told apart means that the 95 % interval of the "
-    "paired difference to the best arm, uncorrected except against its "
-    "baseline, includes 0."
-  )
-
-
-def _pictures(results, curves, look, omitted, folder: Path):
+def _pictures(results, found, look, omitted, folder: Path):
   """Draws the figures; skips one whose data the study did not leave."""
   metric = results["metric"]
   present = {m for a in results["arms"].values() for m in a["metrics"]}
-  rows = [metric, *(m for m in ("nll", "ece") if m in present - {metric})]
+  first = [k for k, m in registry.METRICS.items() if m.shown == "first"]
+  rows = [metric, *(m for m in first if m in present - {metric})][:3]
   lost = {a: x.get("diverged", {}) for a, x in results["arms"].items()}
   crossed = any(lost.values())
   marks = " A cross marks a run that diverged." if crossed else ""
@@ -188,7 +151,7 @@ def _pictures(results, curves, look, omitted, folder: Path):
     ),
     (
       "learning_curves",
-      figures.learning_curves(curves, look, lost),
+      figures.learning_curves(found, look, lost) if found else None,
       "Training loss and validation accuracy against the step",
       "**Learning curves.** Mean over seeds, with a band of one standard "
       "deviation. Losses are each arm's own objective: compare shapes, not "
@@ -217,9 +180,9 @@ def _pictures(results, curves, look, omitted, folder: Path):
   for name, fig, alt, caption in drawn:
     if fig is None:
       continue
-    svg = figures.to_svg(fig)
+    svg = style.to_svg(fig)
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    (folder / f"{name}.png").write_bytes(figures.to_png(fig))
+    (folder / f"{name}.png").write_bytes(style.to_png(fig))
     blocks.append(Picture(name, alt, caption, svg))
   return blocks
 
@@ -252,7 +215,7 @@ def _provenance(results, config, tree) -> list[Block]:
 
 def _omitted(results: Results, tree) -> dict[str, list[int]]:
   """Finds the classes that each arm's transfer set leaves out."""
-  _, _, classes = figures.recall_rows(results)
+  _, _, classes = tables.recall_rows(results)
   omitted: dict[str, list[int]] = {}
   for arm, entry in results["arms"].items():
     planned = (tree.get("arms") or {}).get(arm) or {}
@@ -266,26 +229,17 @@ def _omitted(results: Results, tree) -> dict[str, list[int]]:
   return omitted
 
 
-def _read(path: Path) -> str:
+def _read_json(path: Path) -> dict[str, Any]:
   try:
-    return path.read_text(encoding="utf-8")
+    value = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise UserError(
       f"{path} is missing: a report needs a study that has finished there"
     ) from None
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-  try:
-    return json.loads(_read(path))
-  except json.JSONDecodeError as error:
+  except ValueError as error:
     raise UserError(f"{path} is not JSON: {error}") from error
-
-
-def _read_line(path: Path, number: int, line: str) -> Any:
-  try:
-    return json.loads(line) if line else None
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path}, line {number}, is not JSON: {error}") from error
+  if not isinstance(value, dict):
+    raise UserError(f"{path} holds {type(value).__name__}; expected an object")
+  return value

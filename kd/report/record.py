@@ -11,29 +11,30 @@ obtained. Run it again after running the study again.
 import json
 import os
 import shutil
+import sys
+from collections.abc import Mapping
 
 from absl import app, flags
 
 from kd import files
 from kd.errors import UserError
-from kd.report import figures, tables, wording
-from kd.report.blocks import Text, to_markdown
+from kd.evaluate import registry
+from kd.report import markdown, page, results_table, sentences, style, tables
+from kd.report.blocks import Text
 
 _SECTION = flags.DEFINE_string("section", "results", "The marks in README.md.")
-# What is kept of each arm; the workdir has the rest.
-METRICS = ("accuracy", "agreement", "nll", "ece", "brier", "kl_to_teacher")
 
 
 def kept(metric: str, results: dict) -> bool:
-  """Whether a metric goes into the repository."""
-  base = metric.removesuffix("_best").removesuffix("_shifted")
-  omitted = {f"recall_{c}" for c in tables.omitted_classes(results)}
-  return base in METRICS or base in omitted or metric == "bias_shift"
+  """Whether a metric goes into the repository; the workdir has the rest."""
+  c, omitted = registry.class_of(metric), results_table.omitted_classes(results)
+  known = registry.family(metric) in registry.METRICS
+  return known and (c is None or c in omitted)
 
 
 def figures_of(results: dict) -> list[str]:
   """Returns the figures that are kept, without their ending."""
-  omits = tables.omitted_classes(results)
+  omits = results_table.omitted_classes(results)
   return ["differences", *(["recall"] if omits else [])]
 
 
@@ -48,14 +49,20 @@ def small(results: dict) -> dict:
   return _rounded(slim)
 
 
-def table(results: dict) -> str:
-  """Returns the record in Markdown: verdict, tables, provenance."""
+def table(results: dict, words: Mapping[str, str]) -> str:
+  """Returns the record in Markdown: verdict, tables, provenance.
+
+  Args:
+    results: what results.json holds.
+    words: arm -> its objective in words.
+  """
+  look = style.styles(results)
   made = results["provenance"]
   seconds = sum(made["seconds"].values())
   blocks = [
-    Text("\n\n".join(wording.verdict(results))),
-    tables.main_table(results, figures.styles(results)),
-    *tables.variant_tables(results, figures.styles(results)),
+    Text("\n\n".join(sentences.verdict(results))),
+    results_table.table(results, look, words),
+    *tables.variant_tables(results, look),
     *tables.cost_tables(results),
     Text(
       f"Evidence: {made['evidence']}, on {made['device']} ({made['host']}), "
@@ -63,7 +70,7 @@ def table(results: dict) -> str:
       f"{made['commit']}: `{made['command']}`"
     ),
   ]
-  return to_markdown(blocks)
+  return markdown.write(blocks)
 
 
 def record(workdir: str, folder: str, section: str) -> None:
@@ -72,11 +79,7 @@ def record(workdir: str, folder: str, section: str) -> None:
   Raises:
     UserError: no finished study, or no README.md with the section's marks.
   """
-  try:
-    with open(os.path.join(workdir, "results.json")) as f:
-      results = json.load(f)
-  except OSError as error:
-    raise UserError(str(error)) from error
+  results, config = page.read(workdir)
   suffix = "" if section == "results" else f"-{section}"
   pictures = []
   for name in figures_of(results):
@@ -85,8 +88,10 @@ def record(workdir: str, folder: str, section: str) -> None:
       target = f"{name}{suffix}.png"
       shutil.copyfile(source, os.path.join(folder, target))
       pictures.append(f"![{name}]({target})")
-  body = "\n\n".join([table(results).strip(), *pictures])
-  files.replace_section(os.path.join(folder, "README.md"), section, body)
+  body = "\n\n".join(
+    [table(results, config.get("words") or {}).strip(), *pictures]
+  )
+  markdown.replace_section(os.path.join(folder, "README.md"), section, body)
   path = os.path.join(folder, f"results{suffix}.json")
   files.write_text(path, json.dumps(small(results), allow_nan=False) + "\n")
 
@@ -102,7 +107,11 @@ def _rounded(node):
 def main(argv: list[str]) -> None:
   if len(argv) != 3:
     raise app.UsageError("expected a workdir and a folder of experiments/")
-  record(argv[1], argv[2], _SECTION.value)
+  try:
+    record(argv[1], argv[2], _SECTION.value)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

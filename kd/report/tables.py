@@ -1,17 +1,19 @@
 """A report's tables, from results.json."""
 
 import dataclasses
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd.evaluate import stats
-from kd.report import figures, wording
+import numpy as np
+
+from kd.evaluate import registry, stats
+from kd.report import results_table, wording
 from kd.report.blocks import Block, Cell, Details, Heading, Table, code
+from kd.teachers import funnel
 
 Results = Mapping[str, Any]
 
-_SECONDARY = ("accuracy", "agreement", "nll", "ece", "kl_to_teacher")
 _MOST_CLASSES = 20  # columns of a table that is still read
 # Metrics' suffix, column, heading, caption.
 _VARIANTS = (
@@ -31,75 +33,35 @@ _VARIANTS = (
 )
 
 
-def main_table(results: Results, look) -> Table:
-  metric, arms = results["metric"], results["arms"]
-  v, sign = stats.winner(results), stats.direction(metric)
-  suffix = "_best" if metric.endswith("_best") else ""
-  others = [m + suffix for m in _SECONDARY if m + suffix != metric]
-  others = [*(f"recall_{c}" for c in omitted_classes(results)), *others]
-  others = [m for m in others if any(m in a["metrics"] for a in arms.values())]
-  digits = {m: _column_digits(results, m, 3) for m in others}
-  digits[metric] = _column_digits(results, metric)
-  versus = {a: entry_of(arms[a], metric)["versus_baseline"] for a in arms}
-  widths = [wording.half_width(x) for x in versus.values()]
-  gap_digits = wording.decimals(widths, metric)
-  several = len({a["baseline"] for a in arms.values()} - {None}) > 1
+def recall_rows(
+  results: Mapping[str, Any],
+) -> tuple[np.ndarray, list[str], list[int]]:
+  """Collects mean recall: ([rows, classes], row names, classes).
 
-  def order(arm):
-    mean = entry_of(arms[arm], metric)["mean"]
-    return math.inf if mean is None else -sign * mean
-
-  rows = []
-  for arm in sorted(arms, key=order):
-    strong = v.named and arm == v.best
-    steps = arms[arm].get("diverged")
-    lost = f" ✕ diverged: {wording.lost_runs(steps)}" if steps else ""
-    x = versus[arm]
-    gap = wording.interval(x, metric, gap_digits) if x else "baseline"
-    gap += f" vs {code(x['baseline'])}" if x and several else ""
-    cells = [
-      Cell(code(arm) + lost, look[arm].colour, strong),
-      Cell(wording.objective(arms[arm].get("config", {}))),
-      Cell(
-        wording.mean_std(entry_of(arms[arm], metric), metric, digits[metric])
-      ),
-      Cell(gap, strong=bool(stats.told_apart(x))),
-      Cell(wording.p_value(x["p"]) if x else wording.DASH),
-    ]
-    for m in others:
-      entry = entry_of(arms[arm], m)
-      text = wording.mean_std(entry, m, digits[m])
-      if m.startswith("recall") and entry["versus_baseline"]:
-        text += f" ({wording.interval(entry['versus_baseline'], m, digits[m])})"
-      cells.append(Cell(text))
-    rows.append(cells)
-  unit = f" ({wording.unit(metric)})" if wording.unit(metric) else ""
-  columns = ["Arm", "Objective", wording.metric_title(metric)]
-  columns += [f"Difference to baseline{unit} [95 % interval]", "Holm p"]
-  columns += [wording.metric_title(m) for m in others]
-  caption = (
-    f"Test set, weights of the {_selection(results)}; mean ± standard "
-    f"deviation over {wording.seed_count(len(results['seeds']))}, best "
-    f"{wording.metric_name(metric)} first. Differences in bold are told apart "
-    "from 0."
-  )
-  if any(m.startswith("recall") for m in others):
-    caption += " In round brackets: the difference in recall, likewise."
-  return Table(caption, columns, rows, left=(0, 1))
-
-
-def omitted_classes(results: Results, most: int = 3) -> list[int]:
-  """Returns the classes that some arm's transfer set omits; none if many."""
-  classes = {
-    c
-    for arm in results["arms"].values()
-    for c in arm.get("config", {}).get("signal", {}).get("omit_classes", ())
+  The teacher comes first if it was scored by class, then each arm, followed by
+  the same arm with shifted biases ("ARM, shifted") where the study has that.
+  NaN where there is no value.
+  """
+  arms, teacher = results["arms"], results.get("teacher", {})
+  found = {
+    m for a in arms.values() for m in a["metrics"] if re.match(r"recall_\d", m)
   }
-  return sorted(classes) if len(classes) <= most else []
+  classes = sorted({int(m.split("_")[1]) for m in found})
+  names, rows = [], []
+  if any(f"recall_{c}" in teacher for c in classes):
+    names.append("teacher")
+    rows.append([teacher.get(f"recall_{c}") for c in classes])
+  for arm, entry in arms.items():
+    for suffix, name in (("", arm), ("_shifted", f"{arm}, shifted")):
+      cells = [entry["metrics"].get(f"recall_{c}{suffix}") for c in classes]
+      if not suffix or any(cells):
+        rows.append([cell and cell["mean"] for cell in cells])
+        names.append(name)
+  return np.array([floats(r) for r in rows]), names, classes
 
 
 def recall_table(results: Results) -> list[Block]:
-  values, names, classes = figures.recall_rows(results)
+  values, names, classes = recall_rows(results)
   if not classes or len(classes) > _MOST_CLASSES:
     return []
   rows = [
@@ -122,7 +84,7 @@ def variant_tables(results: Results, look) -> list[Block]:
     rows = _variant_rows(results, look, metric, metric + suffix)
     if rows:
       unit = f" ({wording.unit(metric)})" if wording.unit(metric) else ""
-      gap = f"{short} {wording.MINUS} last{unit} [95 % interval]"
+      gap = Cell(f"{short} {wording.MINUS} last{unit}", "[95 % interval]")
       columns = ["Arm", "Last step", short, gap]
       caption = f"Test {wording.metric_name(metric)}: {caption}"
       blocks += [Heading(head), Table(caption, columns, rows)]
@@ -139,14 +101,15 @@ def _variant_rows(results, look, metric: str, variant: str):
     arm: dataclasses.asdict(stats.compare(other["values"], last["values"]))
     for arm, (last, other) in pairs.items()
   }
-  digits = _column_digits(results, metric)
+  digits = results_table.column_digits([results], metric)
   widths = [wording.half_width(gap) for gap in gaps.values()]
   places = wording.decimals(widths, metric)
   rows = []
   for arm, pair in pairs.items():
-    cells = [wording.mean_std(m, metric, digits) for m in pair]
-    cells.append(wording.interval(gaps[arm], metric, places))
-    rows.append([Cell(code(arm), look[arm].colour), *cells])
+    cells = [results_table.mean_cell(m, metric, digits) for m in pair]
+    text = wording.number(gaps[arm]["difference"], metric, places, signed=True)
+    cells.append(Cell(text, wording.interval(gaps[arm], metric, places)))
+    rows.append([Cell(code(arm), chip=look[arm].colour), *cells])
   return rows
 
 
@@ -154,40 +117,41 @@ def seed_table(results: Results, look) -> list[Block]:
   metric, seeds = results["metric"], results["seeds"]
   if len(seeds) > _MOST_CLASSES:
     return []
-  digits = _column_digits(results, metric)
+  digits = results_table.column_digits([results], metric)
   rows = []
   for arm, entry in results["arms"].items():
-    values = entry_of(entry, metric)["values"]
+    values = results_table.entry_of(entry, metric)["values"]
     cells = [
       wording.number(v, metric, digits) if v is not None else "✕"
       for v in values
     ]
-    rows.append([Cell(code(arm), look[arm].colour), *cells])
+    rows.append([Cell(code(arm), chip=look[arm].colour), *cells])
   columns = ["Arm", *(f"Seed {s}" for s in seeds)]
-  caption = f"{wording.metric_title(metric)} of every run; ✕ diverged."
+  caption = (
+    f"{wording.metric_title(metric)} of every run; ✕ diverged, or not finite."
+  )
   return [Details("Every run", [Table(caption, columns, rows)])]
 
 
 def rest_table(results: Results, look) -> list[Block]:
   """Lists the metrics that no other table shows."""
-  shown = {*_SECONDARY, results["metric"]}
   found = [m for arm in results["arms"].values() for m in arm["metrics"]]
   rest = [
     m
     for m in dict.fromkeys(found)
-    if m not in shown
-    and stats.family(m) != "recall"
-    and not m.endswith(("_best", "_shifted"))
-    and not stats.is_seconds(m)
+    if m != results["metric"]
+    and registry.lookup(m).shown == "rest"
+    and not registry.lookup(m).per_class
+    and not m.endswith(tuple(registry.VARIANTS))
+    and not registry.is_seconds(m)
   ]
   if not rest:
     return []
+  digits = {m: results_table.column_digits([results], m, 3) for m in rest}
   rows = [
-    [Cell(code(arm), look[arm].colour)]
+    [Cell(code(arm), chip=look[arm].colour)]
     + [
-      Cell(
-        wording.mean_std(entry_of(entry, m), m, _column_digits(results, m, 3))
-      )
+      results_table.mean_cell(results_table.entry_of(entry, m), m, digits[m])
       for m in rest
     ]
     for arm, entry in results["arms"].items()
@@ -198,15 +162,15 @@ def rest_table(results: Results, look) -> list[Block]:
 
 
 def teacher_table(results: Results) -> list[Block]:
-  teacher = {
-    m: v for m, v in results["teacher"].items() if not m.startswith("recall_")
-  }
-  if not teacher:
+  teacher = results["teacher"]
+  shown = [m for m in teacher if not registry.lookup(m).per_class]
+  if not shown:
     return []
   rows = []
-  for m, v in teacher.items():
-    places = 2 if wording.scale(m) == 100 else 4
-    rows.append([wording.metric_title(m), wording.number(v, m, places)])
+  for m in shown:
+    places = registry.lookup(m).unit.digits
+    text = wording.number(teacher[m], m, places)
+    rows.append([wording.metric_title(m), text])
   caption = "The teacher on the same test set."
   return [Heading("Teacher"), Table(caption, ["Metric", "Value"], rows)]
 
@@ -280,6 +244,9 @@ def _funnel_tables(funnels: Mapping[str, Any]) -> list[Block]:
   caption = (
     "What the filters kept of the examples and of their samples, in order."
   )
+  steps = (step["step"] for chain in funnels.values() for step in chain)
+  if keeps := funnel.words(steps):
+    caption += f" Here {keeps}.".replace("_", " ")
   blocks: list[Block] = [Table(caption, columns, rows, left=(0, 1))]
   if shown:
     columns = ["Filter", "Step", "Example", "Prompt", "Samples"]
@@ -289,17 +256,6 @@ def _funnel_tables(funnels: Mapping[str, Any]) -> list[Block]:
   return blocks
 
 
-def entry_of(arm: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
-  empty = {"values": [], "mean": None, "std": None, "versus_baseline": None}
-  return arm["metrics"].get(metric, empty)
-
-
-def _column_digits(results: Results, metric: str, most: int = 5) -> int:
-  spreads = [entry_of(a, metric)["std"] for a in results["arms"].values()]
-  return wording.decimals(spreads, metric, most)
-
-
-def _selection(results: Results) -> str:
-  last = results.get("selection", "last") == "last"
-  last = last and not results["metric"].endswith("_best")
-  return "last step" if last else "best step on validation"
+def floats(values: Sequence[float | None]) -> np.ndarray:
+  """Returns values as float64, NaN where there is none."""
+  return np.array([np.nan if v is None else v for v in values], np.float64)

@@ -92,26 +92,6 @@ class Plan:
     ]
 
 
-def check(path: str, section: Mapping[str, Any], num_classes: int) -> None:
-  """Checks a signal section against the task.
-
-  Raises:
-    UserError: naming the key.
-  """
-  if section["keep"] == "top_k" and section["k"] > num_classes:
-    raise UserError(
-      f"{path}.k = {section['k']}: expected at most the task's {num_classes} "
-      f"classes"
-    )
-  stores = {"keep": "dense", "dtype": "float32", "path": ""}
-  for key, usual in stores.items():
-    if section["live"] and section[key] != usual:
-      raise UserError(
-        f"{path}.{key} = {section[key]!r}: expected {usual!r}, since a live "
-        f"teacher ({path}.live = True) leaves nothing to store"
-      )
-
-
 def label(folder: str, plan: Plan) -> None:
   """Labels a transfer set into a store, or what is missing of it.
 
@@ -129,12 +109,17 @@ def label(folder: str, plan: Plan) -> None:
   if own == 0:
     _begin(partial, plan)
   hosts.wait_for_all(f"{folder} begun")
-  shards = plan.shards()
   if not store.exists(partial):
-    for i, (name, first, end) in enumerate(shards):
+    left = [
+      shard
+      for shard in plan.shards()[own :: jax.process_count()]
+      if not os.path.exists(os.path.join(partial, f"{shard[0]}.json"))
+    ]
+    if left:
+      examples = sum(end - first for _, first, end in left)
+      logging.info("labelling %d examples into %s; compiling", examples, folder)
+    for name, first, end in left:
       path = os.path.join(partial, name)
-      if i % jax.process_count() != own or os.path.exists(f"{path}.json"):
-        continue
       errors: list[dict[str, Any]] = []
       parts = _parts(plan, first, end, errors)
       about = store.write_shard(path, plan.schema, parts)

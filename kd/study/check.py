@@ -118,6 +118,7 @@ def with_the_task(
         f"{task.num_classes} classes"
       )
   _evaluation(settings, task, asks)
+  _batches(settings, task)
   if asks:
     black_box.check(task)  # what there is to draw from isn't known yet
   else:
@@ -135,11 +136,11 @@ def with_the_task(
 
 def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
   """Checks the keys that need the number of classes or of devices."""
-  from kd.evaluate import scores
+  from kd.evaluate import registry
 
   options = settings["evaluate"]
   shift = options["shift_classes"]
-  accepted = scores.metric_names(task.num_classes, bool(shift), asks)
+  accepted = registry.names(task.num_classes, bool(shift), asks)
   if options["metric"] not in accepted:
     raise UserError(
       f"evaluate.metric = {options['metric']!r}: expected one of "
@@ -159,6 +160,22 @@ def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
     raise UserError(
       f"mesh.seeds = {devices}: expected a divisor of seeds = "
       f"{settings['seeds']} up to the {jax.device_count()} devices here"
+    )
+
+
+def _batches(settings: Mapping[str, Any], task: "Task") -> None:
+  """Checks that the batches of an interval can lie in memory."""
+  from kd.train import batches
+
+  trained = {"train": (settings["train"], settings["seeds"])}
+  if not settings["teacher"]["path"] and not settings["teacher"]["pretrained"]:
+    trained["teacher.train"] = (settings["teacher"]["train"], 1)
+  for path, (train, seeds) in trained.items():
+    memory(
+      batches.interval_bytes(train, seeds, task),
+      f"{path}.log_every = {train['log_every']} batches of {path}.batch_size "
+      f"= {train['batch_size']} for each seed",
+      (f"{path}.batch_size", f"{path}.log_every"),
     )
 
 

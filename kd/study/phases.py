@@ -21,8 +21,8 @@ from absl import logging
 from kd import files
 from kd.data.registry import load
 from kd.data.task import Task
-from kd.errors import UserError, why
-from kd.evaluate import cost, scores, stats
+from kd.errors import UserError, out_of_memory, why
+from kd.evaluate import cost, scores, stats, verdict
 from kd.report import page
 from kd.study import check, transfer_sets, workdir
 from kd.study.check import PHASES
@@ -136,7 +136,7 @@ class _Study:
     )
     if last < PHASES.index("label"):
       return None
-    with self.clock.phase("label"):
+    with self.clock.phase("label"), self._memory("labelling"):
       transfers = self.pools.transfers(self.groups)
       self.groups = coverage.bind(self.groups, transfers, self.task.num_classes)
     if last < PHASES.index("train"):
@@ -145,28 +145,37 @@ class _Study:
       states = self._train(transfers)
     if last < PHASES.index("evaluate"):
       return None
-    with self.clock.phase("evaluate"):
+    with self.clock.phase("evaluate"), self._memory("evaluating"):
       results = self._evaluate(states, transfers)
       times = self._latency(results, states)
+    if warnings := [*self.warnings, *verdict.warnings(results)]:
+      results["warnings"] = warnings
     results["provenance"] = self._provenance() | {"latency_seconds": times}
     files.write_json(os.path.join(self.folder, "results.json"), results)
     if last < PHASES.index("report"):
       return files.read_json(os.path.join(self.folder, "results.json"), "")
     return _report(self.folder)
 
+  def _memory(self, doing: str, lower: Mapping[str, int] | None = None):
+    """Says what to lower where memory runs out."""
+    batch = {"evaluate.batch_size": self.batch}
+    return out_of_memory(doing, {**(lower or {}), **batch})
+
   def _teacher(self) -> model.Teacher:
-    steps = self.settings["teacher"]["train"]["steps"]
+    train = self.settings["teacher"]["train"]
     seeds = [self.settings["teacher"]["seed"]]
-    log = Metrics(self.folder, seeds, steps, "teacher", write=False)
+    log = Metrics(self.folder, seeds, train["steps"], "teacher", write=False)
+    lower = {"teacher.train.batch_size": train["batch_size"]}
     try:
-      return model.obtain(
-        self.settings["teacher"],
-        self.task,
-        os.path.join(self.folder, "teacher"),
-        batch=self.batch,
-        on_log=log,
-        on_resume=log.resume,
-      )
+      with self._memory("training the teacher", lower):
+        return model.obtain(
+          self.settings["teacher"],
+          self.task,
+          os.path.join(self.folder, "teacher"),
+          batch=self.batch,
+          on_log=log,
+          on_resume=log.resume,
+        )
     finally:
       log.close()
 
@@ -184,8 +193,10 @@ class _Study:
       os.path.join(self.folder, "checkpoints"), settings["train"]["keep"]
     )
     log = Metrics(self.folder, self.seeds, settings["train"]["steps"], "train")
+    lower = {"train.batch_size": settings["train"]["batch_size"]}
     try:
-      return loop.fit(self.groups, setup, checkpoints, log, log.resume)
+      with self._memory("training", {**lower, "seeds": len(self.seeds)}):
+        return loop.fit(self.groups, setup, checkpoints, log, log.resume)
     finally:
       log.close()
       checkpoints.close()
@@ -220,7 +231,6 @@ class _Study:
       "signal": self._counts(transfers),
       "baseline": settings["baseline"],
       "seeds": self.seeds,
-      **({"warnings": self.warnings} if self.warnings else {}),
       "arms": {
         name: {
           "config": arm,
@@ -288,7 +298,7 @@ class _Study:
       made = json.load(f)
     return {
       "evidence": "run",
-      **{k: v for k, v in made.items() if k != "config"},
+      **{k: v for k, v in made.items() if k not in ("config", "words")},
       "seconds": self.clock.seconds,
     }
 

@@ -148,11 +148,31 @@ class Pools:
       batch=batch,
     )
     folder = pool["path"] or os.path.join(
-      self.folder, "signals", workdir.digest(plan.kept["signal"])
+      self.folder, "signals", folder_name(plan.kept["signal"])
     )
     if not pool["path"]:
       label.label(folder, plan)
     return store.read(folder, plan.kept, _keys(self.task, start))
+
+
+def folder_name(section: Mapping[str, Any]) -> str:
+  """Names a pool's store: what one looks for, then a hash of all of it.
+
+  >>> signal = dict(
+  ...   pool="train",
+  ...   keep="top_k",
+  ...   k=8,
+  ...   dtype="int8",
+  ...   samples=16,
+  ...   temperature=2.0,
+  ... )
+  >>> folder_name(signal)
+  'train-top_8-int8-16_samples_at_T2-dae00b87'
+  """
+  kept = f"top_{section['k']}" if section["keep"] == "top_k" else "dense"
+  samples = f"{section['samples']}_samples_at_T{section['temperature']:g}"
+  parts = section["pool"], kept, section["dtype"], samples
+  return "-".join((*parts, workdir.digest(section)))
 
 
 def without(section: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import jax
 
 from kd import files, interrupts
 from kd.errors import UserError, why
+from kd.objectives import terms
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
@@ -78,7 +79,9 @@ def claim(
         f"workdir = {workdir!r}: in use by another process"
       ) from error
     if differs:
-      files.write_json(path, {"config": config, **facts(config)})
+      words = {name: terms.words(arm) for name, arm in config["arms"].items()}
+      made = {"config": config, "words": words, **facts(config)}
+      files.write_json(path, made)
     yield
 
 

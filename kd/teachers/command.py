@@ -60,7 +60,7 @@ def run(main: Callable[[list[str]], int]) -> None:
 
 
 def _leave(error: Interrupted) -> NoReturn:
-  words = str(error) or "nothing was done; the same command begins anew"
+  words = str(error) or "nothing was done; give the same command again"
   name = signal.Signals(error.number).name
   print(f"interrupted ({name}): {words}", file=sys.stderr)
   sys.exit(128 + error.number)

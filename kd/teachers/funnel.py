@@ -76,6 +76,12 @@ def run(
   return kept(), funnel
 
 
+def words(steps: Iterable[str]) -> str:
+  """Says what filters keep, each once; of steps that are none, nothing."""
+  known = [name for name in dict.fromkeys(steps) if name in FILTERS]
+  return "; ".join(f"{name} keeps {FILTERS[name].words}" for name in known)
+
+
 def entry(name: str) -> dict[str, Any]:
   """Returns a funnel's entry before anything has come in."""
   counts = dict.fromkeys(("in", "out", "samples_in", "samples_out"), 0)

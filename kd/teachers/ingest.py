@@ -116,7 +116,7 @@ def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
       for line in lines(path):
         read += 1
         try:
-          shards.write(_ENCODE(_accept(line, seen)))
+          shards.write(_accept(line, seen))
         except ValueError as error:
           bad += 1
           kinds[str(error).partition(":")[0]] += 1
@@ -155,14 +155,18 @@ def _ingest(paths, out: str, max_bad: float, scratch: str) -> dict[str, Any]:
   return metadata
 
 
-def _accept(line: Line, seen: set[bytes]) -> Answers:
-  """Returns a line's answers; raises ValueError with what is wrong."""
+def _accept(line: Line, seen: set[bytes]) -> bytes:
+  """Returns the record of a line; raises ValueError with what is wrong."""
   found = answers.of_line(line)
   digest = hashlib.blake2b(found.id.encode(), digest_size=8).digest()
   if digest in seen:
     raise ValueError(f"duplicate id: {found.id[:100]!r}")
+  try:
+    record = _ENCODE(found)
+  except (OverflowError, RecursionError) as error:  # of a trace
+    raise ValueError(f"cannot be stored: {why(error)}") from error
   seen.add(digest)
-  return found
+  return record
 
 
 def _reject(path: str, line: Line, reason: str) -> str:

@@ -134,7 +134,7 @@ def _append(file: TextIO, line: str) -> None:
 def _lock(out: str, file: TextIO) -> None:
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
+  except BlockingIOError as error:
     raise UserError(f"--out = {out!r}: in use by another process") from error
 
 

@@ -31,7 +31,7 @@ from kd.errors import UserError, brief
 from kd.models import functional
 from kd.parallel import mesh
 from kd.teachers import answers
-from kd.train import arms, coverage, loop
+from kd.train import arms, checkpoint, coverage, loop
 from kd.train.batches import Setup, Transfer, transfer_of
 from kd.train.checkpoint import Checkpoints
 
@@ -181,7 +181,7 @@ def obtain(
   state = loop.fit(groups, setup, checkpoints, on_log, on_resume)[ARM]
   if state.diverged[0]:
     raise UserError(
-      f"teacher.train: the loss was not finite at step "
+      "teacher.train: the loss or the weights were not finite at step "
       f"{int(state.diverged[0])}: lower teacher.train.learning_rate = "
       f"{section['train']['learning_rate']}"
     )
@@ -274,13 +274,12 @@ def _load(folder: str, task: Task) -> Teacher:
     return Teacher(model, weights, found["fingerprint"])
   _, init = functional.define(model, task.signature)
   params, rest = jax.eval_shape(init, jax.random.key(0))
-  checkpoints = Checkpoints(os.path.join(folder, "weights"), keep=1)
-  step, weights = checkpoints.restore({"params": params, "rest": rest})
-  checkpoints.close()
-  if not step or _fingerprint(model, weights) != found["fingerprint"]:
+  like = {"params": params, "rest": rest}
+  weights = checkpoint.read(os.path.join(folder, "weights"), like)
+  if _fingerprint(model, weights) != found["fingerprint"]:
     raise UserError(
-      f"{folder}: the teacher's weights are missing or damaged: expected the "
-      f"fingerprint {found['fingerprint']}"
+      f"{folder}: the weights are not those that teacher.json tells of: "
+      f"expected the fingerprint {found['fingerprint']}"
     )
   return Teacher(model, weights, found["fingerprint"], other)
 

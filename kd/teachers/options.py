@@ -138,7 +138,7 @@ def extra_body(text: str) -> dict[str, Any]:
   """
   try:
     found = json.loads(text)
-    json.dumps(found, allow_nan=False).encode()
+    json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
   except (ValueError, RecursionError):
     found = None
   if not isinstance(found, dict):
@@ -157,6 +157,10 @@ def _is_url(url: str) -> bool:
   except ValueError:  # a bad port, or half a bracket
     return False
   return good and url.isprintable() and " " not in url
+
+
+def _is_utf8(text: str) -> bool:
+  return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
@@ -178,7 +182,11 @@ def _number(
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "url": (_is_url, "http(s)://HOST[:PORT]/v1"),
-  "model": (lambda v: bool(v.strip()), "the model's name at the server"),
+  "model": (
+    lambda v: bool(v.strip()) and _is_utf8(v),
+    "the model's name at the server",
+  ),
+  "system": (_is_utf8, "a text in UTF-8"),
   "samples": _whole(1, 4096),
   "temperature": _number("a number"),
   "max_tokens": _whole(0, MOST_TOKENS),

@@ -9,6 +9,7 @@ beside the inputs, always lies on the device.
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,23 @@ def transfer_of(section: Mapping[str, Any]) -> str:
   return json.dumps(section, sort_keys=True)
 
 
+def interval_bytes(train: Mapping[str, Any], seeds: int, task: Task) -> int:
+  """Bounds from below what the batches of an interval take, host and device.
+
+  Args:
+    train: the config's section.
+    seeds: how many runs an arm has.
+    task: says how large an input is, and whether inputs are streamed.
+  """
+  size, every = train["batch_size"], min(train["log_every"], train["steps"])
+  numbers = math.prod(task.input_shape)
+  need = seeds * size * (4 * every + 4 * numbers)  # rows, and a float32 batch
+  if not task.resident:  # two intervals that were read ahead, and two in work
+    each = np.dtype(task.train.form.dtype).itemsize * numbers
+    need += 4 * seeds * size * every * each
+  return need
+
+
 def resident(setup: Setup) -> dict[str, Any]:
   """Returns what lies on the device: {transfer: {"inputs", "signal", "first",
   "teacher"}}, and under "validation" that split's (inputs, labels)."""
@@ -119,34 +137,32 @@ def gather(placed, x: Mapping[str, Array]):
   return jnp.take(placed["inputs"], x["rows"], axis=0), signal
 
 
-def stops(train: Mapping[str, Any], done: int) -> list[int]:
-  """The steps at which the intervals after step `done` end."""
-  every, steps = train["log_every"], train["steps"]
-  return [min(s + every, steps) for s in range(done, steps, every)]
-
-
 def intervals(
   setup: Setup, done: int
 ) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
-  """Yields (last step, {transfer: {"rows": [S, steps, B], "inputs"?}})."""
-  ends = stops(setup.train, done)
-  starts = [done, *ends[:-1]]
-  batch = setup.train["batch_size"]
+  """Yields (last step, {transfer: {"rows": [S, steps, B], "inputs"?}}) for the
+  intervals after step `done`; one at a time, however many there are."""
+  every, steps = setup.train["log_every"], setup.train["steps"]
+  batch, count = setup.train["batch_size"], -(-(steps - done) // every)
+
+  def span(interval: int) -> tuple[int, int]:
+    start = done + interval * every
+    return start, min(start + every, steps)
 
   def rows(transfer: Transfer, interval: int) -> np.ndarray:
-    span = starts[interval], ends[interval]
     return np.stack(
       [
-        table[positions(seed, len(table), batch, *span)]
+        table[positions(seed, len(table), batch, *span(interval))]
         for seed, table in zip(setup.seeds, transfer.rows, strict=True)
       ]
     )
 
   feeds = {
-    name: _feed(setup, transfer, rows, len(ends))
+    name: _feed(setup, transfer, rows, count)
     for name, transfer in setup.transfers.items()
   }
-  for end in ends:
+  for interval in range(count):
+    _, end = span(interval)
     yield end, {name: next(feed) for name, feed in feeds.items()}
 
 

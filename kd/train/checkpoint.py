@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from kd.errors import UserError
+from kd.errors import UserError, why
 
 
 class Checkpoints:
@@ -58,44 +58,22 @@ class Checkpoints:
     Raises:
       UserError: a checkpoint is whole but of another study.
     """
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    for step in _steps(self._folder):
       try:
-        return step, self._read(step, like)
+        return step, _read(self._folder, step, like)
       except UserError:
         raise
       # Orbax and tensorstore raise many kinds for a damaged file.
       except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
         logging.warning(
           "checkpoint %d in %s is damaged (%s): set aside, falling back to "
           "the one before it",
           step,
           self._folder,
-          reason,
+          why(error),
         )
         self._set_aside(step)
     return 0, like
-
-  def _read(self, step: int, like: Any) -> Any:
-    leaves, treedef = jax.tree.flatten(like)
-    meta = self._manager.restore(
-      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-    )["meta"]
-    shapes = [list(x.shape) for x in leaves]
-    if meta["shapes"] != shapes:
-      raise UserError(
-        f"{self._folder}/{step} holds {len(meta['shapes'])} arrays of another "
-        f"shape than this study's {len(shapes)}: choose another workdir"
-      )
-    abstract = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-    read = self._manager.restore(
-      step,
-      args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract)),
-    )["arrays"]
-    found = [zlib.crc32(np.ascontiguousarray(x)) for x in read]
-    if found != meta["crc32"]:
-      raise ValueError("the arrays' CRC-32 differs from what was written")
-    return jax.tree.unflatten(treedef, read)
 
   def _set_aside(self, step: int) -> None:
     aside = f"{self._folder}-damaged"
@@ -112,3 +90,49 @@ class Checkpoints:
   def close(self) -> None:
     self.wait()
     self._manager.close()
+
+
+def read(folder: str | os.PathLike, like: Any) -> Any:
+  """Reads the newest checkpoint of a folder, and changes nothing there.
+
+  Raises:
+    UserError: there is none, it is damaged, or of arrays of another shape.
+  """
+  folder = os.path.abspath(folder)
+  steps = _steps(folder)
+  if not steps:
+    raise UserError(f"{folder}: no checkpoint")
+  try:
+    return _read(folder, steps[0], like)
+  except UserError:
+    raise
+  except Exception as error:  # as in Checkpoints.restore
+    raise UserError(f"{folder}/{steps[0]}: damaged ({why(error)})") from error
+
+
+def _steps(folder: str) -> list[int]:
+  """Returns the steps of the checkpoints that are whole, the newest first."""
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  return sorted((int(n) for n in names if n.isdecimal()), reverse=True)
+
+
+def _read(folder: str, step: int, like: Any) -> Any:
+  leaves, treedef = jax.tree.flatten(like)
+  path = os.path.join(folder, str(step))
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    meta = checkpointer.restore(
+      path, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+    )["meta"]
+    shapes = [list(x.shape) for x in leaves]
+    if meta["shapes"] != shapes:
+      raise UserError(
+        f"{path} holds {len(meta['shapes'])} arrays of another shape than this "
+        f"study's {len(shapes)}: choose another workdir"
+      )
+    abstract = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+    found = checkpointer.restore(
+      path, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
+    )["arrays"]
+  if [zlib.crc32(np.ascontiguousarray(x)) for x in found] != meta["crc32"]:
+    raise ValueError("the arrays' CRC-32 differs from what was written")
+  return jax.tree.unflatten(treedef, found)

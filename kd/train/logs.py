@@ -12,13 +12,15 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
+from urllib.parse import quote
 
 import numpy as np
 import tensorboardX
 import tqdm
 from absl import logging
 
-from kd import files
+from kd.errors import UserError, brief, why
 from kd.train.loop import Log
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -58,21 +60,48 @@ class Metrics:
     self._resumed_at = 0
 
   def resume(self, step: int) -> None:
-    """Drops what was logged after `step`, from which training goes on."""
+    """Drops what was logged after `step`, from which training goes on.
+
+    Raises:
+      UserError: metrics.jsonl can't be read or written.
+    """
     self._progress.start(step)
     self._resumed_at = step
     if not self._write:
       return
-    kept = []
-    if os.path.exists(self._path):
-      with open(self._path, encoding="utf-8") as f:
-        for line in f:
-          # Lines stand in the order of their steps; the last may be cut.
-          if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-          kept.append(line)
-    files.write_text(self._path, "".join(kept))
-    self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+    try:
+      self._drop_after(step)
+      self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+      raise UserError(f"{self._path}: {why(error)}") from error
+
+  def _drop_after(self, step: int) -> None:
+    """Keeps the lines up to `step`, and says so where some of them are gone."""
+    scratch, last, count = f"{self._path}.tmp", 0, 0
+    counts, bad, inside = set(), [], []
+    with open(scratch, "wb") as new:
+      for number, line in enumerate(_lines(self._path), 1):
+        logged = _step_of(line)
+        if logged is None:
+          bad.append(number)
+        elif logged <= step:
+          inside, bad = inside + bad, []
+          new.write(line)
+          if logged != last:
+            counts.add(count)
+            last, count = logged, 0
+          count += 1
+      new.flush()
+      os.fsync(new.fileno())
+    os.replace(scratch, self._path)
+    if inside or last < step or len(counts - {0} | {count}) > 1:
+      logging.warning(
+        "%s lacks some of what was logged up to step %d%s: its curves have "
+        "gaps, the results do not",
+        self._path,
+        step,
+        f" (no metrics in line {brief(inside)})" if inside else "",
+      )
 
   def __call__(self, log: Log) -> None:
     self._progress.update(log)
@@ -92,7 +121,9 @@ class Metrics:
   def _writer(self, arm: str):
     if arm not in self._writers:
       self._writers[arm] = tensorboardX.SummaryWriter(
-        os.path.join(self._board, arm), purge_step=self._resumed_at + 1
+        # A name may hold what separates folders.
+        os.path.join(self._board, quote(arm, safe=" =,+()[]")),
+        purge_step=self._resumed_at + 1,
       )
     return self._writers[arm]
 
@@ -105,31 +136,45 @@ class Metrics:
 
 
 class Progress:
-  """A bar with rate and time left on a terminal, plain lines in a log."""
+  """A bar with rate and time left on a terminal, plain lines in a log.
+
+  Both count from the end of the first interval, since what comes before it is
+  compilation.
+  """
 
   def __init__(self, name: str, steps: int):
     self._name, self._steps = name, steps
     self._bar = None
+    self._first: tuple[int, float] | None = None  # step and time of the first
 
   def start(self, step: int) -> None:
-    self._first = self._last = step
-    self._began = self._said = time.monotonic()
     if step:
       logging.info("%s: continuing from step %d", self._name, step)
-    if sys.stderr.isatty():
-      self._bar = tqdm.tqdm(
-        total=self._steps, initial=step, desc=self._name, unit="step"
-      )
+    self._began = time.monotonic()
 
   def update(self, log: Log) -> None:
-    if self._bar is not None:
-      self._bar.update(log.step - self._last)
-      self._last = log.step
-      return
     now = time.monotonic()
-    done = log.step == self._steps
-    if done or now - self._said > SECONDS_BETWEEN_LINES:
-      rate = (log.step - self._first) / (now - self._began)
+    if self._first is None:  # compiling took a part of the time till here
+      self._first, self._said = (log.step, now), now
+      if sys.stderr.isatty():
+        self._bar = tqdm.tqdm(
+          total=self._steps, initial=log.step, desc=self._name, unit="step"
+        )
+      else:
+        logging.info(
+          "%s: step %d of %d, after %.0f s with compilation",
+          self._name,
+          log.step,
+          self._steps,
+          now - self._began,
+        )
+      return
+    if self._bar is not None:
+      self._bar.update(log.step - self._bar.n)
+      return
+    if log.step == self._steps or now - self._said > SECONDS_BETWEEN_LINES:
+      first, began = self._first
+      rate = (log.step - first) / max(now - began, 1e-9)
       logging.info(
         "%s: step %d of %d, %.1f steps/s, %.0f s left",
         self._name,
@@ -143,6 +188,21 @@ class Progress:
   def close(self) -> None:
     if self._bar is not None:
       self._bar.close()
+
+
+def _lines(path: str) -> Iterator[bytes]:
+  if os.path.exists(path):
+    with open(path, "rb") as f:
+      yield from f
+
+
+def _step_of(line: bytes) -> int | None:
+  """Returns the step of a line of metrics.jsonl, None of anything else."""
+  try:
+    step = json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError):  # no JSON, no object, another one
+    return None
+  return step if isinstance(step, int) and line.endswith(b"\n") else None
 
 
 def _line(arm, seed, s, step, values):

@@ -109,7 +109,7 @@ def fit(
     groups = [single for group in groups for single in split(group)]
   runs = len(setup.seeds) * sum(len(g.names) for g in groups)
   logging.info(
-    "%d runs %s: %s",
+    "%d runs %s: %s; compiling",
     runs,
     "one after another" if one_by_one else "vmapped",
     why,
@@ -125,8 +125,11 @@ def fit(
     by_seed = NamedSharding(mesh.of_seeds(setup.devices), P("seeds"))
     state = jax.device_put(state, by_seed)
   resident = batches.resident(setup)
-  late = None
+  late, length = None, None
   for stop, xs in batches.intervals(setup, done):
+    if length not in (None, stop - done):
+      logging.info("compiling the last %d steps", stop - done)
+    length = stop - done
     state, logs = run(state, seeds, xs, jnp.int32(done), resident)
     if late is not None:
       late()

@@ -135,7 +135,8 @@ def train_step(
   """Takes one optimiser step of a group's arms.
 
   A run whose loss or gradient is not finite is marked with the step, and its
-  weights never move again.
+  weights never move again. What its update makes of them is seen in the next
+  step, or in `validate`.
 
   Args:
     graphdef: the student's.
@@ -221,6 +222,9 @@ def validate(
 ) -> tuple[TrainState, dict[str, Array]]:
   """Scores one run on the validation split and keeps the best weights.
 
+  A run whose weights, or what they make of the split, are not finite is marked
+  with the step: no later step may come that would see it.
+
   Args:
     graphdef: the student's.
     setup: what the runs share.
@@ -233,20 +237,33 @@ def validate(
     graphdef, state.weights, inputs, setup.task.signature, setup.eval_batch
   )
   accuracy = metrics.accuracy(logits, labels)
-  better = (accuracy > state.best_accuracy) & (state.diverged == 0)
-  best = state.weights, accuracy, jnp.asarray(step, jnp.int32)
+  step = jnp.asarray(step, jnp.int32)
+  bad = (state.diverged == 0) & ~_all_finite((state.weights, logits))
+  diverged = jnp.where(bad, step, state.diverged)
+  better = (accuracy > state.best_accuracy) & (diverged == 0)
+  best = state.weights, accuracy, step
   kept = state.best, state.best_accuracy, state.best_step
   best, best_accuracy, best_step = jax.tree.map(
     lambda a, b: jnp.where(better, a, b), best, kept
   )
   state = dataclasses.replace(
-    state, best=best, best_accuracy=best_accuracy, best_step=best_step
+    state,
+    best=best,
+    best_accuracy=best_accuracy,
+    best_step=best_step,
+    diverged=diverged,
   )
   return state, {
     "validation_accuracy": accuracy,
     "validation_nll": metrics.nll_from_logits(logits, labels),
-    "diverged": state.diverged,
+    "diverged": diverged,
   }
+
+
+def _all_finite(tree) -> Array:
+  """Whether all numbers of a tree are finite."""
+  finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(finite))
 
 
 def each_arm(fn, group: Group):

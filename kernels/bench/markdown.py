@@ -1,11 +1,33 @@
 """Tables that a command writes into a page, between marks."""
 
 import pathlib
+from collections.abc import Container, Iterable, Sequence
 
 
-def table(header, rows) -> str:
-  """Returns a Markdown table of strings."""
-  lines = [header, ["---"] * len(header), *rows]
+def table(
+  header: Sequence, rows: Iterable[Sequence], left: Container[int] | None = None
+) -> str:
+  r"""Returns a Markdown table.
+
+  >>> print(table(("loss", "ms"), [("KL(p || q)", 3)], left={0}))
+  | loss | ms |
+  | :-- | --: |
+  | KL(p \|\| q) | 3 |
+
+  Args:
+    header: a title for each column.
+    rows: cells, as str() has them; a bar is escaped, a line's end is a space.
+    left: columns that are flush left, the others being flush right. None: no
+      column says.
+  """
+  columns = range(len(header))
+  if left is None:
+    rule = ["---" for _ in columns]
+  else:
+    rule = [":--" if i in left else "--:" for i in columns]
+  cell = lambda x: str(x).replace("|", "\\|").replace("\n", " ")
+  cells = [list(map(cell, row)) for row in (header, *rows)]
+  lines = [cells[0], rule, *cells[1:]]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 ROOT = str(pathlib.Path(__file__).parents[2])
 
@@ -43,6 +43,51 @@ def run(
     error = f"more than {limit_s:.0f} s"
   lines = [line for line in printed.splitlines() if line.startswith("{")]
   return [json.loads(line) for line in lines], error
+
+
+def run_each(
+  module: str,
+  jobs: Sequence[dict],
+  *arguments: str,
+  environment: Mapping[str, str] | None = None,
+  limit_s: float = 180,
+  ended: Callable[[str], dict] = lambda error: {"error": error},
+) -> list[dict]:
+  """Runs jobs one after another in one process; returns an object for each.
+
+  After a job that ended its process, the others run in a new one.
+
+  Args:
+    module: reads jobs from stdin and prints a line for each: `serve`.
+    jobs: what JSON can hold.
+    *arguments, environment: as in `run`.
+    limit_s: seconds for each job, on average.
+    ended: why -> the result of a job that ended its process.
+  """
+  out: list[dict] = []
+  while len(out) < len(jobs):
+    todo = jobs[len(out) :]
+    done, error = run(
+      module,
+      *arguments,
+      environment=environment,
+      stdin=json.dumps(todo),
+      limit_s=limit_s * len(todo),
+    )
+    out += done
+    if len(done) < len(todo):
+      out.append(ended(error))
+  return out
+
+
+def serve(work: Callable[[dict], dict]) -> None:
+  """Prints work(job), or {"error": why}, for each job of stdin, as JSON."""
+  for job in json.load(sys.stdin):
+    try:
+      out = work(job)
+    except Exception as e:
+      out = {"error": f"{type(e).__name__}: {e}"[:500]}
+    print(json.dumps(out), flush=True)
 
 
 def _reason(text: str) -> str:

@@ -10,7 +10,6 @@ imported, and Mosaic GPU may abort. `python -m kernels.report.gpu` is it.
 """
 
 import importlib.util
-import json
 import pathlib
 import re
 import sys
@@ -43,15 +42,16 @@ def available() -> str | None:
   return None
 
 
-def rows(
+def logits_jobs(
   targets: Sequence[str] = ("h100", "b200"),
   shapes: Sequence[tuple[int, int]] = SHAPES,
   divergences: dict[str, str] | None = None,
   hard: Sequence[bool] = (False,),
   dtype: str = "bfloat16",
   arms: int | None = None,
+  slots: bool = True,
 ) -> list[dict]:
-  """Compiles value_and_grad of the loss from logits; returns a dict for each.
+  """Returns jobs: value_and_grad of the loss from logits.
 
   Args:
     targets: names of kernels/report/targets/*.txtpb.
@@ -60,17 +60,9 @@ def rows(
     hard: with hard labels in the same pass, or not.
     dtype: of both logits.
     arms: how many students, vmapped over one teacher; None is one, unmapped.
-
-  Returns:
-    dicts with what was asked for, `compiles` (bool) and, if so, `kernel` ("gpu"
-    or "xla": what "auto" took), `registers` per thread, `spill_bytes`,
-    `smem_bytes` per CTA, `cluster`, `temp_bytes` (HBM temporaries of the whole
-    program), `hbm_bytes`, `hbm_nvb`, `floor_bytes` (3 N V b),
-    `wide_ops` (other operations with an [N, V] result: copies), `seconds`, and
-    `slots_per_pair` (see kernels.report.sass) beside `slots_at_floor`: where
-    the former is larger, instructions bound the kernel; otherwise `error`.
+    slots: whether instructions are counted, which takes as long again.
   """
-  jobs = [
+  return [
     {
       "kind": "logits",
       "target": target,
@@ -81,17 +73,17 @@ def rows(
       "phi": phi,
       "hard": with_labels,
       "arms": arms,
+      "slots": slots,
     }
     for target in targets
     for name, phi in (divergences or DIVERGENCES).items()
     for with_labels in hard
     for n, v in shapes
   ]
-  return compile_jobs(jobs)
 
 
 def table(rows: list[dict]) -> str:
-  """Returns the rows of `rows` as a Markdown table."""
+  """Returns the rows of `logits_jobs` as a Markdown table."""
   keys = (
     "target", "divergence", "hard", "n", "v", "dtype", "kernel", "cluster",
     "registers", "spill_bytes", "smem_bytes", "temp_bytes", "hbm_nvb",
@@ -99,12 +91,12 @@ def table(rows: list[dict]) -> str:
   )  # fmt: skip
   lines = []
   for row in rows:
-    cells = [str(row.get(key, "")) for key in keys]
+    cells = [row.get(key, "") for key in keys]
     lines.append(cells if row["compiles"] else [*cells, row["error"]])
   return markdown.table(keys, lines)
 
 
-def head_rows(
+def head_jobs(
   shapes: Sequence[tuple[int, int, int, int]],
   targets: Sequence[str] = ("h100",),
   implementations: Sequence[str] = ("auto", "xla", "reference"),
@@ -112,14 +104,14 @@ def head_rows(
   devices: int = 1,
   parallel: str | None = None,
 ) -> list[dict]:
-  """Compiles value_and_grad of forward KL from hidden states; see `rows`.
+  """Returns jobs: value_and_grad of forward KL from hidden states.
 
   Args:
     shapes: (N, H_s, H_t, V).
     devices: of the target.
     parallel: "vocab" (heads sharded over V) or "data" (rows), in a shard_map.
   """
-  jobs = [
+  return [
     {
       "kind": "head",
       "target": target,
@@ -134,31 +126,30 @@ def head_rows(
       "implementation": implementation,
       "devices": devices,
       "parallel": parallel,
+      "slots": False,
     }
     for target in targets
     for implementation in implementations
     for n, h_s, h_t, v in shapes
   ]
-  return compile_jobs(jobs)
 
 
-def compile_jobs(jobs: list[dict], limit_s: float = 120) -> list[dict]:
-  """Runs jobs in a subprocess, in another one after one that aborted."""
-  out: list[dict] = []
-  while len(out) < len(jobs):
-    todo = jobs[len(out) :]
-    done, error = _subprocess(todo, limit_s * len(todo))
-    out += done
-    if len(done) < len(todo):
-      out.append({**todo[len(done)], "compiles": False, "error": error})
-  return out
+def rows(jobs: list[dict]) -> list[dict]:
+  """Compiles jobs, in a subprocess.
 
-
-def _subprocess(jobs, limit_s: float) -> tuple[list[dict], str]:
-  """Returns the results of the jobs that came through, and why no more."""
+  Returns:
+    dicts with what was asked for, `compiles` (bool) and, if so, `kernel` ("gpu"
+    or "xla": what "auto" took), `registers` per thread, `spill_bytes`,
+    `smem_bytes` per CTA, `cluster`, `temp_bytes` (HBM temporaries of the whole
+    program), `hbm_bytes`, `hbm_nvb`, `floor_bytes` (3 N V b),
+    `wide_ops` (other operations with an [N, V] result: copies), `seconds`, and
+    `slots_per_pair` (see kernels.report.sass) beside `slots_at_floor`: where
+    the former is larger, instructions bound the kernel; otherwise `error`.
+  """
   with tempfile.TemporaryDirectory() as folder:
-    return process.run(
+    found = process.run_each(
       "kernels.report.gpu",
+      jobs,
       folder,
       environment={
         "JAX_PLATFORMS": "cpu",
@@ -167,18 +158,19 @@ def _subprocess(jobs, limit_s: float) -> tuple[list[dict], str]:
         "MOSAIC_GPU_DUMP_PTX": "1",
         "MOSAIC_GPU_DUMP_TO": folder,
       },
-      stdin=json.dumps(jobs),
-      limit_s=limit_s,
+      limit_s=120,
     )
+  return [
+    {**job, "compiles": "error" not in out, **out}
+    for job, out in zip(jobs, found, strict=True)
+  ]
 
 
-def read_dump(folder: pathlib.Path, target: str) -> dict:
-  """Returns what Mosaic GPU and ptxas left in a folder, and empties it."""
+def read_dump(folder: pathlib.Path, target: str, count: bool) -> dict:
+  """Returns what Mosaic GPU and ptxas left in a folder."""
   log = "".join(p.read_text() for p in folder.glob("*.ptxas"))
   resources = "".join(p.read_text() for p in folder.glob("*.resources.txt"))
-  slots = sass.issue_slots(folder, target)
-  for path in folder.iterdir():
-    path.unlink()
+  slots = sass.issue_slots(folder, target) if count else None
   if not log:
     return {}
   numbers = lambda pattern, text: [int(x) for x in re.findall(pattern, text)]
@@ -298,13 +290,11 @@ def _result(job: dict, folder: pathlib.Path) -> dict:
   seconds = elapsed()
   memory, text = compiled.memory_analysis(), compiled.as_text()
   out = {
-    **job,
-    "compiles": True,
     "seconds": round(seconds, 2),
     "kernel": "gpu" if "mosaic_gpu" in text else "xla",
     "temp_bytes": memory.temp_size_in_bytes,
     "copies": copies(text, job["v"]),
-    **read_dump(folder, job["target"]),
+    **read_dump(folder, job["target"], job["slots"]),
   }
   if job["kind"] == "logits" and not job["arms"]:
     n, v, b = job["n"], job["v"], jnp.dtype(job["dtype"]).itemsize
@@ -322,15 +312,15 @@ def _result(job: dict, folder: pathlib.Path) -> dict:
 
 
 def main(folder: str):
-  """Reads jobs from stdin; writes a line of JSON for each."""
-  for job in json.load(sys.stdin):
-    try:
-      out = _result(job, pathlib.Path(folder))
-    except Exception as e:
-      read_dump(pathlib.Path(folder), job["target"])
-      message = f"{type(e).__name__}: {e}"[:500]
-      out = {**job, "compiles": False, "error": message}
-    print(json.dumps(out), flush=True)
+  """Serves jobs; what Mosaic GPU says of them is in the folder."""
+  path = pathlib.Path(folder)
+
+  def work(job: dict) -> dict:
+    for file in path.iterdir():  # what the job before left
+      file.unlink()
+    return _result(job, path)
+
+  process.serve(work)
 
 
 if __name__ == "__main__":

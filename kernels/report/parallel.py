@@ -125,7 +125,7 @@ def table(rows: list[dict]) -> str:
       of_dh,
       len(r["collectives"]) - of_dh,
     ]
-    lines.append(list(map(str, cells)))
+    lines.append(cells)
   return markdown.table(header, lines)
 
 

@@ -97,7 +97,7 @@ def main(argv=None):
     )
     print(table(rows))
   if gpus:
-    new = gpu.rows(gpus, [(1024, v) for v in shapes])
+    new = gpu.rows(gpu.logits_jobs(gpus, [(1024, v) for v in shapes]))
     print(gpu.table(new))
     rows += new
   if ready and not flags.no_peers:

@@ -1,15 +1,14 @@
 """What libtpu says of the TPU kernel and its peers, with no TPU.
 
 Evidence of kind "compiled": nothing here ran on a TPU; cycles are the
-compiler's static estimates, which do not charge HBM traffic. Each job runs in a
-process of its own, as libtpu reads its flags once and may abort.
+compiler's static estimates, which do not charge HBM traffic. Jobs run in a
+process beside this one, as libtpu reads its flags once and may abort.
 """
 
+import dataclasses
 import functools
-import json
 import pathlib
 import re
-import sys
 import tempfile
 from typing import Any
 
@@ -35,6 +34,7 @@ from kernels.tpu import plans
 SHAPES = (32000, 128256, 151936, 262144)
 GIB = 1 << 30
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+KERNELS = ("distill_rows", "head_scores", "head_gradients")
 HEADS = (8192, 2048, 4096, 131072)  # N, H_s, H_t, V
 
 
@@ -81,12 +81,14 @@ def kernel(job: dict) -> dict:
 
 
 def heads(job: dict) -> dict:
-  """Compiles value_and_grad of forward KL from hidden states."""
+  """Compiles value_and_grad of forward KL from hidden states.
+
+  With a job's "gemms", by kernels.tpu.gemm on generations that need it not.
+  """
   n, h_s, h_t, v = job["shape"]
   phi = resolve(job["divergence"])
 
-  def fn(h, w, h_t, w_t):
-    student, teacher = Head(h, w), Head(h_t, w_t)
+  def fn(student, teacher):
     if job["kernel"] == "naive":
       lq, lp = (
         jax.nn.log_softmax((s.hidden @ s.kernel).astype(jnp.float32))
@@ -96,14 +98,16 @@ def heads(job: dict) -> dict:
     plan = xla.ACCELERATOR
     if job["kernel"] == "tpu":
       gen = plans.GENERATIONS[job["target"]]
+      gen = dataclasses.replace(gen, gemms=gen.gemms or job.get("gemms", False))
       plan = plans.plan(student, teacher, gen=gen)
     kw: dict[str, Any] = dict(divergence=phi, implementation=plan)
     return distill_loss(student, teacher, **kw)[0]
 
   bf16 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
-  shapes = [bf16(s) for s in ((n, h_s), (h_s, v), (n, h_t), (h_t, v))]
+  bias = bf16((v,)) if job.get("bias") else None
+  shapes = [Head(bf16((n, h)), bf16((h, v)), bias) for h in (h_s, h_t)]
   elapsed = stopwatch()
-  step = jax.value_and_grad(fn, (0, 1))
+  step = jax.value_and_grad(fn)
   compiled = topologies.compile_for(job["target"], step, *shapes)
   out = dict(compile_s=elapsed())
   return out | _memory(compiled, (n, v))
@@ -116,10 +120,12 @@ def _memory(compiled, shape) -> dict:
     - memory.argument_size_in_bytes
     - memory.output_size_in_bytes
   )
+  text = compiled.as_text()
   return dict(
     temp_bytes=memory.temp_size_in_bytes,
     beyond_bytes=beyond,
-    copies=gpu.copies(compiled.as_text(), shape[1]),
+    copies=gpu.copies(text, shape[1]),
+    kernels=[name for name in KERNELS if name in text],
   )
 
 
@@ -129,63 +135,53 @@ JOBS = {"kernel": kernel, "heads": heads}
 # The parent.
 
 
-def run(job: dict, flags: str = "", limit_s: float = 180) -> dict:
-  """Runs a job in a process; returns its results, or {"error": ...}."""
+def run(jobs: list[dict], flags: str = "", **kw) -> list[dict]:
+  """Compiles jobs in a process; returns their results, or {"error": ...}."""
   environment = {**ENVIRONMENT, "LIBTPU_INIT_ARGS": flags}
-  arguments = ("kernels.report.tpu", json.dumps(job))
-  found, error = process.run(
-    *arguments, environment=environment, limit_s=limit_s
+  return process.run_each(
+    "kernels.report.tpu", jobs, environment=environment, **kw
   )
-  # libtpu's profile of some fusions aborts the process after the kernel's own.
-  return found[-1] if found else {"error": error}
 
 
-def static(job: dict) -> dict:
-  """Returns bundles per 1,024 pairs, and spills, of a kernel.
+def static(jobs: list[dict]) -> list[dict]:
+  """Returns bundles per 1,024 pairs, and spills, of each kernel.
 
   libtpu's static profile counts loops' trips; the slope between one block of
   rows and two leaves out what happens once per call.
   """
-  cycles, spills, rows = [], None, 16
-  for blocks in (1, 2):
-    with tempfile.TemporaryDirectory() as folder:
-      flags = f"--xla_jf_dump_static_llo_profile_to={folder}"
-      if blocks == 1:
-        flags += f" --xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-      run(job | dict(n=rows * blocks), flags)
-      path = pathlib.Path(folder)
-      for file in path.glob("*distill_rows*_static_llo_profile.textproto"):
-        cycles += re.findall(r"estimated_cycles: (\d+)", file.read_text())
-      if blocks == 1:
-        spills = _spills(path)
-  if len(cycles) != 2:
-    return {"bundles": None, "spills": spills}
-  first, second = map(int, cycles)
-  pairs = rows * job["v"] / 1024
-  return {"bundles": (second - first) / pairs, "spills": spills}
+  rows = 16
+  blocks = [job | dict(n=rows * n) for job in jobs for n in (1, 2)]
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder)
+    found = run(
+      [job | dict(profile=folder) for job in blocks],
+      f"--xla_jf_dump_static_llo_profile_to={folder} --xla_jf_dump_to={folder}"
+      " --xla_jf_dump_llo_text=true",
+      # libtpu's profile of some fusions aborts the process after the kernel's.
+      ended=lambda error: {"error": error} | _profile(path),
+    )
+  out = []
+  for job, one, two in zip(jobs, found[::2], found[1::2], strict=True):
+    pairs = rows * job["v"] / 1024
+    first, second = (x.get("cycles") for x in (one, two))
+    known = first is not None and second is not None
+    bundles = (second - first) / pairs if known else None
+    out.append({"bundles": bundles, "spills": one.get("spills")})
+  return out
 
 
-def _spills(folder: pathlib.Path) -> int | None:
-  """Returns the vector registers' spill instructions in the kernel's code."""
+def _profile(folder: pathlib.Path) -> dict:
+  """Returns the kernel's cycles, and spills, from what libtpu dumped."""
+  cycles = []
+  for file in folder.glob("*distill_rows*_static_llo_profile.textproto"):
+    cycles += re.findall(r"estimated_cycles: (\d+)", file.read_text())
+  out: dict = {"cycles": int(cycles[0])} if len(cycles) == 1 else {}
   names = "*distill_rows*final_hlo-static-per-bundle-utilization.txt"
   for file in folder.glob(names):
     head, table = file.read_text().split("== UTILIZATION:")
     column = head.splitlines()[1].split(", ").index("VSTORE:SPILL")
     rows = [line.split() for line in table.splitlines() if line.strip()]
-    return sum(int(r[column]) for r in rows if r[0].isdigit())
-  return None
-
-
-def row(name: str, job: dict, cycles: bool = False) -> dict:
-  """Returns one row of the report."""
-  out = dict(target=job["target"], kernel=job["kernel"], name=name)
-  out |= dict(shape=job.get("shape") or [job["n"], job["v"]])
-  out["hard"] = job.get("hard", False)
-  out |= run(job)
-  out["compiles"] = "error" not in out
-  floor = TARGETS[job["target"]].bundles_floor
-  if cycles and out["compiles"]:
-    out |= static(job) | {"bundles_floor": floor}
+    out["spills"] = sum(int(r[column]) for r in rows if r[0].isdigit())
   return out
 
 
@@ -202,33 +198,54 @@ def rows(
     targets: of TARGETS.
     shapes: V of the logits kernel.
     divergences: {name: path}, see kernels.bench.divergences; by default its
-      NAMES.
-      Beyond forward KL they are compiled at V = 128256 alone.
-    cycle_targets: where cycles are counted, at V = 128256: about 12 s each.
+      NAMES. Beyond forward KL they are compiled at V = 128256 alone.
+    cycle_targets: where cycles are counted, at V = 128256: about 6 s each.
     peers: whether XLA programs are compiled too.
   """
-  out = []
+  names, jobs = [], []
   divergences = divergences or {name: name for name in NAMES}
   for target in targets:
     base = dict(target=target, dtype="bfloat16", n=256)
     for name, path in divergences.items():
       for v in shapes:
         for hard in (False, True):
-          main = v == 128256
-          if not main and (hard or name != "forward_kl"):
+          if v != 128256 and (hard or name != "forward_kl"):
             continue
           job = base | dict(kernel="tpu", job="kernel", divergence=path)
-          job |= dict(v=v, hard=hard)
-          out.append(row(name, job, main and target in cycle_targets))
-    if not peers:
-      continue
-    for peer in ("tpu", "xla", "naive"):
+          jobs.append(job | dict(v=v, hard=hard))
+          names.append(name)
+    for peer in ("tpu", "xla", "naive") if peers else ():
       job = dict(target=target, kernel=peer, job="heads", shape=HEADS)
-      out.append(row("forward_kl", job | dict(divergence="forward_kl")))
+      jobs.append(job | dict(divergence="forward_kl"))
+      names.append("forward_kl")
+  out = []
+  for name, job, found in zip(names, jobs, run(jobs), strict=True):
+    row = dict(target=job["target"], kernel=job["kernel"], name=name)
+    row |= dict(shape=job.get("shape") or [job["n"], job["v"]])
+    row |= dict(hard=job.get("hard", False), compiles="error" not in found)
+    out.append(row | found)
+  counted = [
+    i
+    for i, job in enumerate(jobs)
+    if job["target"] in cycle_targets and job.get("v") == 128256
+    if out[i]["compiles"]
+  ]
+  cycles = static([jobs[i] for i in counted])
+  for i, found in zip(counted, cycles, strict=True):
+    floor = TARGETS[jobs[i]["target"]].bundles_floor
+    out[i] |= found | {"bundles_floor": floor}
   return out
 
 
+def _work(job: dict) -> dict:
+  """Compiles a job; with its "profile", says what libtpu dumps there."""
+  folder = pathlib.Path(job["profile"]) if "profile" in job else None
+  for file in folder.iterdir() if folder else ():  # what the job before left
+    file.unlink()
+  out = JOBS[job["job"]](job)
+  return out | (_profile(folder) if folder else {})
+
+
 if __name__ == "__main__":
-  description = json.loads(sys.argv[1])
   jax.config.update("jax_platforms", "cpu")
-  print(json.dumps(JOBS[description["job"]](description)), flush=True)
+  process.serve(_work)

@@ -7,24 +7,52 @@ without the CUDA plugin (requirements-gpu.txt). About 1 min 15 s on two cores.
 from absl.testing import absltest, parameterized
 
 from kernels.report import gpu
+from tests.compiled.batches import NAMED, batch
 
 GIB = 1 << 30
 VOCABULARIES = (32000, 128256, 151936, 262144)
-NAMED = {
-  name: f"kd.divergences:{name}"
-  for name in (
-    "forward_kl",
-    "reverse_kl",
-    "tvd",
-    "jsd(0.5)",
-    "skew_kl(0.1)",
-    "skew_reverse_kl(0.1)",
-    "alpha_divergence(0.5)",
-  )
-}
+BOTH = {name: NAMED[name] for name in ("forward_kl", "jsd")}
+JSD = {"jsd": NAMED["jsd"]}
 UNSEEN = {
   name: f"tests.kernels.oracle:{name}" for name in ("chi_square", "log_ratio")
 }
+
+
+def logits(targets, vocabularies, divergences, hard, n=1024, **kw):
+  shapes = [(n, v) for v in vocabularies]
+  args = (targets, shapes, divergences, hard)
+  return gpu.logits_jobs(*args, slots=False, **kw)
+
+
+def heads(*vocabularies, n=4096, h=2048, **kw):
+  shapes = [(n, h, h, v) for v in vocabularies]
+  return gpu.head_jobs(shapes, implementations=["auto"], **kw)
+
+
+LOGITS = {
+  "named": logits(("h100",), (128256,), NAMED, (False, True)),
+  "unseen": logits(("h100",), (128256,), UNSEEN, (False,)),
+  "vocabularies": logits(("h100",), VOCABULARIES, BOTH, (True,)),
+  "b200": logits(("b200",), (128256,), NAMED, (True,)),
+  "float32": logits(("h100",), (128256,), JSD, (False,), dtype="float32"),
+}
+# Copies cannot cut it.
+ODD = logits(("h100",), (50257,), {"forward_kl": "forward_kl"}, (False,), n=64)
+ARMS = logits(("h100",), (128256,), JSD, (True,), arms=3)
+HEADS = {dtype: heads(131072, dtype=dtype) for dtype in ("bfloat16", "float32")}
+OTHERS = heads(*VOCABULARIES)
+PARALLEL = {
+  way: heads(131072, devices=8, parallel=way) for way in ("vocab", "data")
+}
+row_of = batch(
+  gpu.rows,
+  [
+    *(job for jobs in LOGITS.values() for job in jobs),
+    *(job for jobs in HEADS.values() for job in jobs),
+    *(job for jobs in PARALLEL.values() for job in jobs),
+    *(*ODD, *ARMS, *OTHERS),
+  ],
+)
 
 
 @absltest.skipIf(gpu.available() is not None, gpu.available())
@@ -43,59 +71,36 @@ class GpuCompiledTest(parameterized.TestCase):
       self.assertLessEqual(row["temp_bytes"], 1 << 20)
       self.assertLessEqual(row["seconds"], 15)
 
-  @parameterized.named_parameters(
-    ("named", ("h100",), (128256,), NAMED, (False, True)),
-    ("unseen", ("h100",), (128256,), UNSEEN, (False,)),
-    ("vocabularies", ("h100",), VOCABULARIES, {
-      k: v for k, v in NAMED.items() if k in ("forward_kl", "jsd(0.5)")
-    }, (True,)),
-    ("b200", ("b200",), (128256,), NAMED, (True,)),
-  )  # fmt: skip
-  def test_logits(self, targets, vocabularies, divergences, hard):
-    shapes = [(1024, v) for v in vocabularies]
-    for row in gpu.rows(targets, shapes, divergences, hard):
+  @parameterized.parameters(*LOGITS)
+  def test_logits(self, name):
+    for row in map(row_of, LOGITS[name]):
       self.check_kernel(row)
 
-  def test_float32_and_a_divergence_that_no_gpu_kernel_can_take(self):
-    (row,) = gpu.rows(
-      ("h100",),
-      [(1024, 128256)],
-      {"jsd": NAMED["jsd(0.5)"]},
-      dtype="float32",
-    )
-    self.check_kernel(row)
-    (row,) = gpu.rows(("h100",), [(64, 50257)])[:1]  # copies cannot cut
+  def test_a_vocabulary_that_no_gpu_kernel_can_take(self):
+    (row,) = map(row_of, ODD)
     self.assertTrue(row["compiles"], row.get("error"))
     self.assertEqual(row["kernel"], "xla")
 
   def test_vmapped_arms(self):
-    (row,) = gpu.rows(
-      *(("h100",), [(1024, 128256)], {"jsd": NAMED["jsd(0.5)"]}, (True,)),
-      arms=3,
-    )
+    (row,) = map(row_of, ARMS)
     self.assertTrue(row["compiles"], row.get("error"))
     self.assertEqual(row["kernel"], "gpu")
     self.assertLessEqual(row["temp_bytes"], 1 << 20)  # no copy of [3, N, V]
 
-  def test_temporaries_from_hidden_states(self):
+  @parameterized.parameters(*HEADS)
+  def test_temporaries_from_hidden_states(self, dtype):
     """At most 1 GiB at V = 131072; MiB measured: 802, 258."""
-    n, h, v = 4096, 2048, 131072
-    for dtype in ("bfloat16", "float32"):
-      (row,) = gpu.head_rows(
-        [(n, h, h, v)], implementations=["auto"], dtype=dtype
-      )
-      self.check_heads(row)
-      self.assertLessEqual(row["temp_bytes"], GIB, row)
+    (row,) = map(row_of, HEADS[dtype])
+    self.check_heads(row)
+    self.assertLessEqual(row["temp_bytes"], GIB, row)
 
   def test_temporaries_at_other_vocabularies(self):
     """At 32000, 128256, 151936, 262144: 415, 786, 851 and 1,313 MiB."""
-    n, h = 4096, 2048
-    shapes = [(n, h, h, v) for v in VOCABULARIES]
-    for row in gpu.head_rows(shapes, implementations=["auto"]):
+    for row in map(row_of, OTHERS):
       self.check_heads(row)
       # The lower halves of dW, 2 H V bytes (its upper ones are the result's);
       # z_s, dz and z_t of a chunk are 256 MiB; a block of dW is 32.
-      limit = 2 * h * row["v"] + 300 * (1 << 20)
+      limit = 2 * row["h_s"] * row["v"] + 300 * (1 << 20)
       self.assertLessEqual(row["temp_bytes"], limit, row)
 
   def check_heads(self, row):
@@ -105,14 +110,9 @@ class GpuCompiledTest(parameterized.TestCase):
     self.assertEqual(row["spill_bytes"], 0)
     self.assertEqual(row["copies"], [], row)
 
-  @parameterized.parameters("vocab", "data")
+  @parameterized.parameters(*PARALLEL)
   def test_eight_devices(self, parallel):
-    (row,) = gpu.head_rows(
-      [(4096, 2048, 2048, 131072)],
-      implementations=["auto"],
-      devices=8,
-      parallel=parallel,
-    )
+    (row,) = map(row_of, PARALLEL[parallel])
     self.assertTrue(row["compiles"], row.get("error"))
     # With a sharded V, statistics cross devices between sweeps: XLA's job.
     self.assertEqual(row["kernel"], "gpu" if parallel == "data" else "xla")

@@ -1,10 +1,13 @@
 """A labelling in miniature, for tests; run as a script, to be killed.
 
-python -m tests.kd.labelling FOLDER [SECONDS between batches]
+    python -m tests.kd.labelling [SECONDS between batches]
 
-It says "ready", and "batch" before each batch.
+For each folder in a line of its input it starts a process that labels into it,
+a fork of what has imported all that it needs. It says which, then "batch"
+before each batch, and "end" when the process is done or killed.
 """
 
+import os
 import sys
 import time
 
@@ -66,6 +69,11 @@ def plan(
 KILLED = {"keep": "top_k", "dtype": "int8", "temperatures": (1.0, 2.0)}
 
 if __name__ == "__main__":
-  print("ready", flush=True)
-  pause = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
-  label.label(sys.argv[1], plan(pause=pause, **KILLED))
+  for line in sys.stdin:
+    if child := os.fork():
+      print(child, flush=True)
+      os.waitpid(child, 0)
+      print("end", flush=True)
+    else:  # before which jax has started no device, and so no thread
+      label.label(line.strip(), plan(pause=float(sys.argv[1]), **KILLED))
+      os._exit(0)

@@ -191,5 +191,94 @@ class DetectionTest(oracles.TestCase):
     self.assertTrue(np.isnan(metrics.fpr_at_tpr(scores, positives)))
 
 
+class NotFiniteTest(parameterized.TestCase):
+  """What is not finite must be seen; NaN scores counted as class 0."""
+
+  LABELS = np.array([0] * 6 + [1, 2, 1, 2])
+
+  def example(self, value, classes):
+    scores = np.tile(np.float32([0.2, 0.5, 0.3]), (10, 1))
+    scores[3, list(classes)] = value
+    return scores
+
+  @parameterized.product(
+    value=(np.nan, np.inf), classes=((0,), (1,), (1, 2), (0, 1, 2))
+  )
+  def test_of_answers_and_probabilities(self, value, classes):
+    odd, other = self.example(value, classes), self.example(0.1, (0,))
+    found = {
+      "accuracy": metrics.accuracy(odd, self.LABELS),
+      "agreement": metrics.agreement(odd, other),
+      "agreement of a teacher": metrics.agreement(other, odd),
+      "agreement with answers": metrics.agreement(odd, self.LABELS),
+      "nll": metrics.nll(odd, self.LABELS),
+      "nll_from_logits": metrics.nll_from_logits(odd, self.LABELS),
+      "brier": metrics.brier(odd, self.LABELS),
+      "ece": metrics.ece(odd, self.LABELS),
+      "ece of equal mass": metrics.ece(odd, self.LABELS, 5, True),
+      "kl": metrics.kl_to_teacher(odd, other),
+      "kl of a teacher": metrics.kl_to_teacher(other, odd),
+    }
+    self.assertEqual([k for k, v in found.items() if np.isfinite(v)], [])
+    recall = np.asarray(metrics.recall_per_class(odd, self.LABELS, 3))
+    np.testing.assert_array_equal(recall, [np.nan, 1.0, 0.0])
+
+  def test_nothing_is_likeliest(self):
+    odd = self.example(-np.inf, (0, 1, 2))
+    for value in (
+      metrics.accuracy(odd, self.LABELS),
+      metrics.agreement(odd, odd),
+      metrics.recall_per_class(odd, self.LABELS, 3)[0],
+    ):
+      self.assertTrue(np.isnan(value))
+
+  def test_a_class_that_is_ruled_out(self):
+    odd, other = self.example(-np.inf, (2,)), self.example(0.3, (2,))
+    self.assertEqual(metrics.accuracy(odd, self.LABELS), np.float32(0.2))
+    self.assertEqual(metrics.agreement(odd, other), 1)
+    self.assertEqual(metrics.kl_to_teacher(odd, other), np.inf)
+    self.assertTrue(np.isfinite(metrics.kl_to_teacher(other, odd)))
+    self.assertEqual(metrics.kl_to_teacher(odd, odd), 0)
+    for value in (
+      metrics.nll(odd, self.LABELS),
+      metrics.brier(odd, self.LABELS),
+      metrics.ece(odd, self.LABELS),
+    ):  # no probability is -inf
+      self.assertFalse(np.isfinite(value))
+
+  @parameterized.parameters(-1, -100, 3)
+  def test_a_label_that_is_no_class(self, label):
+    scores, labels = self.example(0.1, (0,)), np.array(self.LABELS)
+    labels[0] = label
+    for function in (
+      metrics.accuracy,
+      metrics.nll,
+      metrics.nll_from_logits,
+      metrics.brier,
+      metrics.ece,
+    ):
+      self.assertTrue(np.isnan(function(scores, labels)), function.__name__)
+    recall = metrics.recall_per_class(scores, labels, 3)
+    np.testing.assert_array_equal(recall, [0, 1, 0])
+
+  def test_answers_that_a_teacher_did_not_give(self):
+    student = np.eye(3)[[0, 1, 2, 0]]
+    self.assertEqual(metrics.agreement(student, np.array([0, -1, 1, -1])), 0.5)
+    none = metrics.agreement(student, np.full(4, -1))
+    self.assertTrue(np.isnan(none))
+
+  def test_of_detection(self):
+    scores, positives = np.arange(10.0), np.arange(10) >= 5
+    for i in (0, 9):
+      odd = np.where(np.arange(10) == i, np.nan, scores)
+      self.assertTrue(np.isnan(metrics.auroc(odd, positives)))
+      self.assertTrue(np.isnan(metrics.fpr_at_tpr(odd, positives)))
+    ends = np.where(scores == 0, -np.inf, np.where(scores == 9, np.inf, scores))
+    self.assertEqual(metrics.auroc(ends, positives), 1)  # they have an order
+    self.assertEqual(metrics.fpr_at_tpr(ends, positives), 0)
+    for tpr in (np.nan, -0.1, 1.1):
+      self.assertTrue(np.isnan(metrics.fpr_at_tpr(scores, positives, tpr)))
+
+
 if __name__ == "__main__":
   absltest.main()

@@ -1,11 +1,18 @@
-"""Numbers of a run: the shift of biases, reliability, names of metrics."""
+"""Numbers of a run: the shift of biases, reliability, a teacher's."""
 
+import json
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from kd import metrics
+from kd.data.registry import load
 from kd.evaluate import scores
+from kd.models import functional
+from kd.train import arms
+from tests.kd import small
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 5, 400)
@@ -33,8 +40,17 @@ class ShiftTest(parameterized.TestCase):
   def test_no_shift_where_none_helps(self):
     self.assertEqual(scores.best_shift(9 * np.eye(5)[LABELS], LABELS, (3,)), 0)
 
+  @parameterized.parameters(np.nan, np.inf, -np.inf)
+  def test_no_shift_where_logits_do_not_tell(self, value):
+    broken = np.array(LOGITS)
+    broken[0] = value
+    shift = scores.best_shift(broken, LABELS, (3,))
+    self.assertTrue(np.isnan(shift))
+    logits = scores.shifted(jnp.asarray(LOGITS), shift, (3,))
+    self.assertTrue(np.isnan(metrics.accuracy(logits, LABELS)))
 
-class ReliabilityTest(absltest.TestCase):
+
+class ReliabilityTest(parameterized.TestCase):
   def test_counts_add_up_and_give_the_ece(self):
     bins = scores.reliability(LOGITS, LABELS, 15)
     self.assertEqual(sum(bins["count"]), 400)
@@ -50,20 +66,82 @@ class ReliabilityTest(absltest.TestCase):
     empty = [n == 0 for n in bins["count"]]
     self.assertEqual([x is None for x in bins["accuracy"]], empty)
 
+  @parameterized.parameters(5, 10, 15)
+  def test_edges_are_those_of_the_ece(self, bins):
+    # Confidences as near to an edge as float32 has them, on either side.
+    edges = (np.arange(1, bins) / bins).astype(np.float32)
+    top = np.concatenate(
+      [edges, np.nextafter(edges, 1), np.nextafter(edges, 0)]
+    )
+    top = np.float32(top[top > 0.5])
+    logits = np.log(np.stack([top, 1 - top], -1))
+    top = np.asarray(jax.nn.softmax(logits)).max(-1)  # as both see them
+    found = scores.reliability(logits, np.zeros(len(top), int), bins)
+    which = np.asarray(metrics.equal_width_bin(top, bins))
+    count = np.bincount(which, minlength=bins).tolist()
+    self.assertEqual(found["count"], count)
+    gap = sum(
+      n * abs(1 - c)
+      for c, n in zip(found["confidence"], found["count"], strict=True)
+      if n
+    )
+    ece = metrics.ece(jax.nn.softmax(logits), np.zeros(len(top), int), bins)
+    self.assertAlmostEqual(gap / len(top), float(ece), 6)
+
+  def test_what_is_not_finite_is_in_no_bin(self):
+    logits = np.array(LOGITS)
+    logits[:7, 2] = np.nan
+    logits[7, 1] = np.inf
+    bins = scores.reliability(logits[None], LABELS, 15)
+    self.assertEqual(bins, scores.reliability(LOGITS[None, 8:], LABELS[8:], 15))
+    none = scores.reliability(np.full((2, 4, 5), np.nan), LABELS[:4], 3)
+    self.assertEqual(none["count"], [0, 0, 0])
+    json.dumps(none, allow_nan=False)
+
   def test_runs_are_pooled(self):
     twice = scores.reliability(np.stack([LOGITS, LOGITS]), LABELS, 10)
     self.assertEqual(sum(twice["count"]), 800)
 
 
-class NamesTest(absltest.TestCase):
-  def test_every_metric_of_a_run_has_a_name(self):
-    found = scores.scores(LOGITS, LABELS, LOGITS, bins=15, num_classes=5)
-    self.assertLessEqual(set(found), set(scores.metric_names(5, False)))
-    self.assertIn("recall_4_shifted", scores.metric_names(5, True))
-    self.assertNotIn("recall_5", scores.metric_names(5, True))
-    self.assertFalse(
-      any("recall" in n for n in scores.metric_names(1000, False))
-    )
+class ArmTest(absltest.TestCase):
+  def test_one_run_that_is_not_finite_leaves_the_other(self):
+    resolved = small.settings({"hard": small.HARD})
+    (group,) = arms.group(resolved["arms"], 10)
+    task = load(resolved["task"])
+    make = functional.define(group.student, task.signature)[1]
+    params, rest = jax.vmap(make)(jax.random.split(jax.random.key(0), 2))
+    whole = {"params": params, "rest": rest}
+    broken = jax.tree.map(lambda x: x.at[1].set(jnp.inf), params)
+    state = {
+      "params": broken,
+      "rest": rest,
+      "best": whole,
+      "best_step": np.array([3, 4]),
+      "diverged": np.zeros(2, np.int32),
+    }
+    labels = task.test.labels()
+    values, bins = scores.arm(
+      group, state, task, np.asarray(labels), batch=128, bins=15,
+      shift_classes=(3,),
+    )  # fmt: skip
+    json.dumps([values, bins], allow_nan=False)
+    for metric in ("accuracy", "nll", "ece", "agreement", "accuracy_shifted"):
+      self.assertIsNotNone(values[metric][0], metric)
+      self.assertIsNone(values[metric][1], metric)
+    self.assertIsNotNone(values["accuracy_best"][1])
+    self.assertEqual(sum(bins["count"]), len(labels))
+
+
+class TeacherTest(absltest.TestCase):
+  def test_what_is_not_finite_is_none(self):
+    logits = np.array(LOGITS)
+    logits[0, 0] = np.nan
+    values, bins = scores.teacher(logits, LABELS, bins=15, num_classes=5)
+    for metric in ("accuracy", "nll", "ece", "brier"):
+      self.assertIsNone(values[metric])
+    self.assertNotIn("agreement", values)
+    self.assertEqual(sum(bins["count"]), 399)
+    json.dumps([values, bins], allow_nan=False)
 
 
 if __name__ == "__main__":

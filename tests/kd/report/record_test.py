@@ -7,8 +7,7 @@ import tempfile
 
 from absl.testing import absltest
 
-from kd import files, study
-from kd.errors import UserError
+from kd import study
 from kd.report import record
 from tests.kd import small
 from tests.kd.study.phases_test import options
@@ -38,15 +37,6 @@ class RecordTest(absltest.TestCase):
     self.assertNotIn("recall_4", kept["arms"]["soft"]["metrics"])
     for name in record.figures_of(results):
       self.assertTrue(os.path.exists(os.path.join(folder, f"{name}.png")))
-
-  def test_no_marks(self):
-    path = os.path.join(
-      self.enterContext(tempfile.TemporaryDirectory()), "a.md"
-    )
-    files.write_text(path, "text")
-    with self.assertRaisesRegex(UserError, "expected the marks <!-- x -->"):
-      files.replace_section(path, "x", "body")
-    self.assertEqual(pathlib.Path(path).read_text(), "text")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Labelling ends with the same bytes, killed or not, on one device or two."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,21 +31,6 @@ def contents(folder):
   return {p.name: p.read_bytes() for p in pathlib.Path(folder).iterdir()}
 
 
-def start(folder, pause, **environ):
-  """Starts a labelling process that has imported all it needs."""
-  process = subprocess.Popen(
-    [sys.executable, "-m", "tests.kd.labelling", folder, str(pause)],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", **environ},
-  )
-  assert process.stdout is not None
-  assert process.stdout.readline() == "ready\n"
-  return process
-
-
 class LabelTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -60,21 +47,34 @@ class LabelTest(parameterized.TestCase):
     expected = self.whole(**labelling.KILLED)
     rng = random.Random(0)
     killed, progress = 0, []
+    starter = subprocess.Popen(
+      [sys.executable, "-m", "tests.kd.labelling", "0.02"],
+      cwd=ROOT,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    self.addCleanup(starter.communicate)
     while killed < KILLS:
-      process = start(self.folder, 0.02)
+      print(self.folder, file=starter.stdin, flush=True)
+      child = int(starter.stdout.readline())
       # Moments count in batches, since seconds depend on the machine's load.
-      for _ in range(rng.randint(0, 9)):
-        process.stdout.readline()
-      time.sleep(rng.uniform(0, 0.06))
-      if process.poll() is None:
-        process.kill()
-        process.communicate()
+      lines = (starter.stdout.readline() for _ in range(rng.randint(0, 9)))
+      ended = "end\n" in lines
+      if not ended:
+        time.sleep(rng.uniform(0, 0.06))
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+          os.kill(child, signal.SIGKILL)
+        while starter.stdout.readline() != "end\n":
+          pass
+      if store.exists(self.folder):  # it finished first: see that it did so
+        self.assertEqual(contents(self.folder), expected)  # well, begin anew
+        shutil.rmtree(self.folder)
+      else:
         killed += 1
         partial = pathlib.Path(f"{self.folder}.partial")
         progress.append(len(list(partial.glob("*.array_record"))))
-      else:  # it finished first: see that it did so well, and start anew
-        self.assertEqual(contents(self.folder), expected)
-        shutil.rmtree(self.folder)
     label.label(self.folder, labelling.plan(**labelling.KILLED))
     self.assertEqual(contents(self.folder), expected)
     self.assertGreater(len(set(progress)), 1, progress)
@@ -229,23 +229,10 @@ study.run(made, sys.argv[1], sys.argv[2])
       )
       self.assertEqual(done.returncode, 0, done.stderr)
       self.assertIn(f"devices: {devices}", done.stdout)
-      (signal,) = pathlib.Path(folder, "signals").iterdir()
-      stores.append(contents(signal))
+      (made,) = pathlib.Path(folder, "signals").iterdir()
+      stores.append(contents(made))
     self.assertEqual(stores[0], stores[1])
     self.assertLen(stores[0], 4)
-
-
-class CheckTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ({"keep": "top_k", "k": 11}, r"signal.k = 11: expected at most .* 10"),
-    ({"keep": "top_k", "k": 2, "live": True}, "signal.keep = 'top_k'.*live"),
-    ({"dtype": "int8", "live": True}, "signal.dtype = 'int8'.*live"),
-    ({"path": "x", "live": True}, "signal.path = 'x'.*live"),
-  )
-  def test_a_section_that_cannot_be(self, options, words):
-    section = {**labelling.plan().section, **options}
-    with self.assertRaisesRegex(UserError, words):
-      label.check("arms.a.signal", section, 10)
 
 
 if __name__ == "__main__":

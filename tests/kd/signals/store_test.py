@@ -125,13 +125,19 @@ class ReadTest(Folder):
 class RefusalTest(Folder):
   """Each damage and each mismatch is refused, and its cause named."""
 
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.plan = labelling.plan(keep="top_k")
+    rows = np.arange(cls.plan.count)
+    cls.own = store.Keys(rows, store.keys(cls.plan.inputs(rows)))
+    parent = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.whole = os.path.join(parent, "signal")
+    label.label(cls.whole, cls.plan)
+
   def setUp(self):
     super().setUp()
-    self.plan = self.write(keep="top_k")
-    self.own = store.Keys(
-      np.arange(self.plan.count),
-      store.keys(self.plan.inputs(np.arange(self.plan.count))),
-    )
+    shutil.copytree(self.whole, self.folder)
 
   def refuse(self, words, plan=None, own=None):
     with self.assertRaisesRegex(UserError, words):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import tempfile
 
 import jax
@@ -159,16 +160,18 @@ def losses_of(arm_configs, steps=50, **options):
 
 
 class TrainingTest(parameterized.TestCase):
-  @parameterized.product(
-    tail=("bucket", "renormalize", "zero"),
-    fused_from=(2, 1000),
-    kept=(True, False),
-  )
-  def test_all_classes_kept_is_dense_training(self, tail, fused_from, kept):
-    top = {**TOP, "tail": tail} | ({"signal": KEPT} if kept else {})
-    losses = losses_of({"soft": small.SOFT, "top": top}, fused_from=fused_from)
+  @parameterized.parameters(2, 1000)
+  def test_all_classes_kept_is_dense_training(self, fused_from):
+    tops = {
+      f"{tail}.{'kept' if kept else 'dense'}": {**TOP, "tail": tail} | kept
+      for tail in ("bucket", "renormalize", "zero")
+      for kept in ({}, {"signal": KEPT})
+    }
+    losses = losses_of({"soft": small.SOFT, **tops}, fused_from=fused_from)
     self.assertLess(losses["soft"][-1], 0.8 * losses["soft"][0])
-    np.testing.assert_allclose(losses["top"], losses["soft"], rtol=1e-4)
+    for name in tops:
+      with self.subTest(name):
+        np.testing.assert_allclose(losses[name], losses["soft"], rtol=1e-4)
 
 
 class ConfigTest(parameterized.TestCase):
@@ -194,6 +197,9 @@ class ConfigTest(parameterized.TestCase):
     ({"keep": "some"}, "keep = 'some'"),
     ({"dtype": "int4"}, "dtype = 'int4'"),
     ({"shard_size": 0}, "shard_size = 0"),
+    ({"keep": "top_k", "live": True}, "keep = 'top_k'.*live"),
+    ({"dtype": "int8", "live": True}, "dtype = 'int8'.*live"),
+    ({"path": "x", "live": True}, "path = 'x'.*live"),
   )
   def test_a_bad_section(self, section, words):
     with self.assertRaisesRegex(UserError, words):
@@ -207,6 +213,11 @@ class PathTest(phases_test.Workdir):
     made.train.steps = 20
     return made
 
+  def listing(self):
+    """Returns all that is in the first study's folder, and since when."""
+    paths = sorted(pathlib.Path(self.workdir).rglob("*"))
+    return [(p, p.stat().st_mtime_ns, p.stat().st_ino) for p in paths]
+
   def test_a_study_reads_the_store_of_another_or_says_what_differs(self):
     first = study.run(self.options(), self.workdir)
     (name,) = os.listdir(os.path.join(self.workdir, "signals"))
@@ -215,13 +226,16 @@ class PathTest(phases_test.Workdir):
     again = self.options(path=path)
     again.teacher.update(teacher)
     folder = os.path.join(self.parent, "second")
+    before = self.listing()
     second = study.run(again, folder)
+    self.assertEqual(self.listing(), before)  # who reads only reads
     self.assertEqual(
       first["arms"]["top"]["metrics"], second["arms"]["top"]["metrics"]
     )
     self.assertEmpty(os.listdir(os.path.join(folder, "signals")))
     for changes, words in (
       ({"signal.k": 9}, "signal.k = 8, this study expects 9"),
+      ({"signal.k": 11}, "signal.k = 11: expected at most the task's 10"),
       ({"signal.path": "nowhere"}, "nowhere.*no readable signal"),
       ({"task.seed": 1}, "task = '.*', this study expects"),
       (

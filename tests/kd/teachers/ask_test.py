@@ -410,7 +410,7 @@ class InterruptionTest(Asking):
     self.assertEqual(process.returncode, 130)
     self.assertEqual(
       words,
-      "interrupted (SIGINT): nothing was done; the same command begins anew\n",
+      "interrupted (SIGINT): nothing was done; give the same command again\n",
     )
 
 
@@ -428,6 +428,8 @@ class RefusalTest(Asking):
     (dict(concurrency=0), "--concurrency = 0"),
     (dict(tries=0), "--tries = 0"),
     (dict(model=" "), "--model = ' '"),
+    (dict(model="m\udcfc"), "--model = "),
+    (dict(system="be k\udcfchl"), "--system = .*expected a text in UTF-8"),
     (dict(spend_limit=1.0), "needs --price_in"),
     (dict(spend_limit=float("nan"), price_in=1.0), "--spend_limit = nan"),
     (dict(spend_limit=-1.0, price_in=1.0), "--spend_limit = -1.0"),
@@ -488,6 +490,7 @@ class RefusalTest(Asking):
     (("p", "--sample=3"), "Unknown command line flag 'sample'"),
     (("p", "--extra_body={"), "--extra_body = '{': expected a JSON object"),
     (("p", "--extra_body=[1]"), r"--extra_body = '\[1\]': expected a JSON ob"),
+    (("p", '--extra_body={"a": "\\ud83d"}'), "--extra_body = .*: expected a "),
     (("p", '--extra_body={"a": NaN}'), "--extra_body = .*: expected a JSON ob"),
     (("p", "--key_env=NO_SUCH"), "--key_env = 'NO_SUCH': there is no such"),
     (("p", "--url=http://h:x/v1"), "--url = 'http://h:x/v1'"),

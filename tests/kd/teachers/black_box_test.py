@@ -1,5 +1,6 @@
 """A study that knows its teacher by its answers alone."""
 
+import gzip
 import json
 import os
 import tempfile
@@ -260,6 +261,29 @@ class BlackBoxTest(parameterized.TestCase):
     self.options.teacher.update(teacher)
     with self.assertRaisesRegex(UserError, message):
       self.run_study()
+
+  @parameterized.parameters("teacher", "task")
+  def test_a_file_that_breaks_off(self, section):
+    """Whatever share of bad lines is allowed."""
+    write(self.answers, [answered(i) for i in range(90, 150)])
+    whole = {"teacher": self.answers, "task": self.labelled}[section]
+    with open(whole, "rb") as f:
+      packed = gzip.compress(f.read())
+    path = f"{whole}.gz"
+    with open(path, "wb") as f:
+      f.write(packed[:-20])
+    self.options[section].path = path
+    self.options.teacher.max_bad = 1.0
+    with self.assertRaisesRegex(UserError, "jsonl.gz: .*EOFError"):
+      self.run_study()
+
+  def test_labelled_prompts_with_a_byte_order_mark(self):
+    with open(self.labelled, "rb+") as f:
+      text = f.read()
+      f.seek(0)
+      f.write(b"\xef\xbb\xbf" + text)
+    task = load(self.options.task.to_dict())
+    self.assertLen(task.train, 18)
 
   def test_pictures_have_no_black_box(self):
     write(self.answers, [answered(i) for i in range(90, 150)])

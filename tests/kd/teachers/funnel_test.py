@@ -60,8 +60,13 @@ class RunTest(parameterized.TestCase):
       funnel.check("filters", [{"name": "mine"}])
       kept, _ = funnel.run(examples, [{"name": "mine"}])
       self.assertEqual([a.id for a in kept], ["q0"])
+      said = funnel.words(["mine", "closed set", "verified", "mine"])
       with self.assertRaisesRegex(UserError, "'mine': looks at texts"):
         funnel.check("filters", [{"name": "mine"}], black_box=False)
+    self.assertEqual(
+      said,
+      "mine keeps prompts in capitals; verified keeps samples that are right",
+    )
 
 
 class DistributionTest(parameterized.TestCase):

@@ -60,6 +60,8 @@ DAMAGE = {
   "positive logprob": (line(0, samples=sample(logprob=0.1)), "at most 0"),
   "empty prompt": (line(0, prompt=" "), '"prompt" is empty'),
   "no object": (b"[1, 2]", "Expected `object`"),
+  "blank id": (line(0, id=" "), '"id" is empty'),
+  "huge number": (line(0, samples=sample(trace=10**30)), "cannot be stored"),
   "judge not finite": (
     line(0, samples=sample(rubric={"tone": [1, 2]})).replace(b"2]", b"9e999]"),
     "out of range",
@@ -221,7 +223,7 @@ class RefusalTest(Folder):
       name = signal.Signals(number).name
       self.assertEqual(
         words.splitlines()[-1],
-        f"interrupted ({name}): nothing was done; the same command begins anew",
+        f"interrupted ({name}): nothing was done; give the same command again",
       )
       self.assertNotIn("Traceback", words)
       self.assertEqual(os.listdir(self.root), ["b.jsonl"])

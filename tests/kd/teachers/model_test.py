@@ -105,5 +105,20 @@ class PublishedTest(parameterized.TestCase):
     self.assertFalse(os.path.exists(self.workdir))
 
 
+class TrainedTest(absltest.TestCase):
+  def test_an_overflow_in_the_last_update_is_no_teacher(self):
+    made = options(name="mlp", pretrained=False)
+    train = {"steps": 1, "optimizer": "sgd", "learning_rate": 1e38}
+    made.teacher.train.update(train)
+    made.teacher.hidden = (8,)
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    for _ in range(2):  # and no more so when it goes on
+      with self.assertRaisesRegex(
+        UserError, r"not finite at step 1: lower .*learning_rate = 1e\+38"
+      ):
+        study.run(made, folder, "teacher")
+    self.assertFalse(os.path.exists(f"{folder}/teacher/teacher.json"))
+
+
 if __name__ == "__main__":
   absltest.main()

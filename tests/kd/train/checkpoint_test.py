@@ -11,6 +11,7 @@ import pytest
 from absl.testing import absltest
 
 from kd.errors import UserError
+from kd.train import checkpoint
 from kd.train.checkpoint import Checkpoints
 
 # Orbax leaves the reads that it had begun when one of them failed.
@@ -94,6 +95,26 @@ class CheckpointsTest(absltest.TestCase):
         self.assertEqual(checkpoints.restore(LIKE)[0], 20)
         checkpoints.close()
         self.assertLen(os.listdir(f"{self.folder}-damaged"), 1)
+
+  def test_reading_another_study_changes_nothing(self):
+    self.written(10, 20).close()
+
+    def listing():
+      paths = sorted(pathlib.Path(self.folder).rglob("*"))
+      return [(p, p.stat().st_mtime_ns, p.stat().st_ino) for p in paths]
+
+    before = listing()
+    chex.assert_trees_all_equal(checkpoint.read(self.folder, LIKE), scaled(20))
+    self.assertEqual(listing(), before)
+    damage(self.folder, 20, "flip")
+    before = listing()
+    with self.assertRaisesRegex(UserError, "/20: damaged"):
+      checkpoint.read(self.folder, LIKE)
+    self.assertEqual(listing(), before)
+    nowhere = os.path.join(self.folder, "weights")
+    with self.assertRaisesRegex(UserError, "weights: no checkpoint"):
+      checkpoint.read(nowhere, LIKE)
+    self.assertFalse(os.path.exists(nowhere))
 
   def test_another_study_is_refused(self):
     checkpoints = self.written(10)

@@ -1,0 +1,208 @@
+"""The table of metrics: what a study is judged by, and how each is said.
+
+To add a metric, write its function (in kd.metrics) and give it an entry in
+METRICS. Studies then compute it, test it and accept it as `evaluate.metric`,
+and reports show it, in the order of the table. Imports no jax: an entry is
+handed kd.metrics when it is computed.
+
+A metric's name in results.json may say more than its entry's: `recall_3` is
+the recall of class 3; `nll_best` is of the weights that did best on
+validation, `nll_shifted` of shifted biases, `validation_nll` is of the
+validation split; what ends in `_seconds` is a time.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kd.errors import UserError
+
+RECALLS_UP_TO = 100  # classes; with more, a value for each is left out
+
+
+class Run(NamedTuple):
+  """What a metric of N test examples and V classes is computed from."""
+
+  logits: Any  # [N, V], the student's
+  probs: Any  # [N, V], their softmax
+  labels: Any  # [N]
+  teacher: Any  # logits [N, V]; or answers [N], -1 where it gave none; or None
+  bins: int  # of a calibration error
+  num_classes: int
+
+
+class Unit(NamedTuple):
+  """How a number is written: times `scale`, with `name` behind it."""
+
+  name: str
+  scale: int = 1
+  of_differences: str = ""
+  digits: int = 4  # where no spread over seeds suggests how many
+
+
+PERCENT = Unit("%", 100, "points", 2)
+NATS = Unit("nats", 1, "nats")
+PLAIN = Unit("")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """An entry.
+
+  Attributes:
+    words: its name in a report.
+    unit: of its values.
+    better: +1 where higher is better, -1 where lower is, 0 where neither.
+    value: (kd.metrics, Run) -> a scalar, or one for each class, NaN where it
+      cannot be told; None for what is not computed from a run's logits.
+    reads: what must be there beside labels: "" (nothing), "teacher" (its
+      logits or its answers) or "logits" (of the teacher; not of a black box).
+    shown: "first" in the figure of differences and the results' table, "table"
+      in the latter alone, "rest" among the other metrics.
+    per_class: whether there is a value for each class.
+  """
+
+  words: str
+  unit: Unit = PLAIN
+  better: int = 0
+  value: Callable[[Any, Run], Any] | None = None
+  reads: str = ""
+  shown: str = "rest"
+  per_class: bool = False
+
+
+METRICS: dict[str, Metric] = {
+  "accuracy": Metric(
+    "accuracy",
+    PERCENT,
+    +1,
+    lambda metrics, run: metrics.accuracy(run.logits, run.labels),
+    shown="first",
+  ),
+  "recall": Metric(
+    "recall",
+    PERCENT,
+    +1,
+    lambda metrics, run: metrics.recall_per_class(
+      run.probs, run.labels, run.num_classes
+    ),
+    per_class=True,
+  ),
+  "agreement": Metric(
+    "agreement",
+    PERCENT,
+    +1,
+    lambda metrics, run: metrics.agreement(run.logits, run.teacher),
+    reads="teacher",
+    shown="table",
+  ),
+  "nll": Metric(
+    "NLL",
+    NATS,
+    -1,
+    lambda metrics, run: metrics.nll_from_logits(run.logits, run.labels),
+    shown="first",
+  ),
+  "ece": Metric(
+    "ECE",
+    PLAIN,
+    -1,
+    lambda metrics, run: metrics.ece(run.probs, run.labels, run.bins),
+    shown="first",
+  ),
+  "kl_to_teacher": Metric(
+    "KL to teacher",
+    NATS,
+    -1,
+    lambda metrics, run: metrics.kl_to_teacher(run.logits, run.teacher),
+    reads="logits",
+    shown="table",
+  ),
+  "brier": Metric(
+    "Brier",
+    PLAIN,
+    -1,
+    lambda metrics, run: metrics.brier(run.probs, run.labels),
+  ),
+  # Not of a run's logits: a choice made on validation, and what a black box
+  # answered.
+  "bias_shift": Metric("bias shift", NATS),
+  "coverage": Metric("coverage", PERCENT, +1),
+}
+
+VARIANTS = {"_best": "best on validation", "_shifted": "biases shifted"}
+
+
+def family(name: str) -> str:
+  """Strips what does not change a metric's meaning.
+
+  >>> family("recall_7_best"), family("validation_accuracy")
+  ('recall', 'accuracy')
+  """
+  for suffix in VARIANTS:
+    name = name.removesuffix(suffix)
+  return re.sub(r"_\d+$", "", name.removeprefix("validation_"))
+
+
+def class_of(name: str) -> int | None:
+  """Returns the class that a metric is of, or None.
+
+  >>> class_of("recall_7_shifted"), class_of("nll")
+  (7, None)
+  """
+  for suffix in VARIANTS:
+    name = name.removesuffix(suffix)
+  match = re.search(r"_(\d+)$", name)
+  return int(match[1]) if match else None
+
+
+def lookup(name: str) -> Metric:
+  """Returns the entry of a metric, and one made of its name for another."""
+  name = family(name)
+  if name in METRICS:
+    return METRICS[name]
+  words = name.replace("_", " ")
+  return Metric(words, better=-1 if is_seconds(name) else 0)
+
+
+def is_seconds(name: str) -> bool:
+  """Tells times, which are never tested against each other."""
+  return name.removesuffix("_best").endswith("_seconds")
+
+
+def direction(name: str) -> int:
+  """Returns +1 where higher is better, -1 where lower is.
+
+  Raises:
+    UserError: for a metric whose good direction is not known.
+
+  >>> direction("accuracy_best"), direction("nll")
+  (1, -1)
+  """
+  if better := lookup(name).better:
+    return better
+  known = ", ".join(sorted(k for k, m in METRICS.items() if m.better))
+  raise UserError(f"metric {name!r}: no known good direction; have {known}")
+
+
+def names(num_classes: int, shift: bool, black_box: bool = False) -> list[str]:
+  """Returns the metrics that a study has, of which one is primary.
+
+  Args:
+    num_classes: of the task.
+    shift: whether biases of some classes are shifted.
+    black_box: whether the teacher gives answers alone.
+  """
+  computed = {
+    k: m
+    for k, m in METRICS.items()
+    if m.value and not (black_box and m.reads == "logits")
+  }
+  whole = [k for k, m in computed.items() if not m.per_class]
+  classes = range(num_classes if num_classes <= RECALLS_UP_TO else 0)
+  each = [
+    f"{k}_{c}" for k, m in computed.items() if m.per_class for c in classes
+  ]
+  shifted = [f"{k}_shifted" for k in whole + each if shift]
+  return whole + each + [f"{k}_best" for k in whole] + shifted

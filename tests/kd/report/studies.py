@@ -1,0 +1,204 @@
+"""Synthetic studies, and readers of what reports say of them."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+
+from kd.evaluate import stats
+
+BINS = 15
+
+
+REMOVED = {"id": "q7", "prompt": "route this", "samples": ["a", "b"]}
+
+
+def funnel_step(name, came, left, removed):
+  """Makes a funnel's entry for examples of four samples each."""
+  counts = {"in": came, "out": left}
+  samples = {"samples_in": 4 * came, "samples_out": 4 * left}
+  return {"step": name, **counts, **samples, "removed": removed}
+
+
+def synthetic(
+  gains, seeds=10, classes=10, diverged=None, omit=(), noise=0.004, steps=400
+):
+  """Makes the files of a study: arm -> gain in accuracy over the first arm."""
+  rng = np.random.default_rng(0)
+  diverged, names = diverged or {}, list(gains)
+  shared = noise * rng.normal(size=seeds)
+  values, arms = {}, {}
+  for arm, gain in gains.items():
+    lost = [int(s) for s in diverged.get(arm, {})]
+    accuracy = 0.93 + gain + shared + noise * rng.normal(size=seeds)
+    metrics = {
+      "accuracy": accuracy,
+      "accuracy_best": accuracy + 0.3 * noise * rng.normal(size=seeds),
+      "agreement": accuracy + 0.01 + noise * rng.normal(size=seeds),
+      "nll": 0.26 - 2 * gain + 0.01 * rng.normal(size=seeds),
+      "kl_to_teacher": 0.2 - 2 * gain + 0.01 * rng.normal(size=seeds),
+      "ece": 0.03 - 0.5 * gain + 0.003 * rng.normal(size=seeds),
+      "brier": 0.1 - gain + 0.003 * rng.normal(size=seeds),
+      "validation_accuracy": accuracy,
+      "train_seconds": rng.uniform(1, 2, seeds),
+    }
+    for c in range(classes):
+      low = 0.15 - 10 * min(gain, 0.02) if c in omit else 0.0
+      metrics[f"recall_{c}"] = np.clip(accuracy - 3 * low, 0, 1)
+    values[arm] = {
+      m: [None if s in lost else float(v) for s, v in enumerate(x)]
+      for m, x in metrics.items()
+    }
+  baselines = {a: None if a == names[0] else names[0] for a in names}
+  summary = stats.summarise(values, baselines)
+  for arm, gain in gains.items():
+    config = {"objective": arm.split("[")[0], "temperature": 4.0}
+    if arm == names[0]:
+      config = {"objective": "hard"}
+    arms[arm] = {
+      "config": config,
+      "baseline": baselines[arm],
+      "diverged": diverged.get(arm, {}),
+      "metrics": summary[arm],
+      "reliability": _reliability(rng, 0.05 - gain, seeds),
+    }
+  teacher = {"accuracy": 0.972, "nll": 0.11, "ece": 0.012, "brier": 0.04}
+  teacher |= {f"recall_{c}": 0.97 for c in range(classes)}
+  results = {
+    "study": "digits",
+    "metric": "accuracy",
+    "selection": "last",
+    "teacher": teacher,
+    "baseline": names[0],
+    "seeds": list(range(seeds)),
+    "arms": arms,
+    "teacher_reliability": _reliability(rng, 0.01, 1),
+    "signal": {
+      "examples": 1078,
+      "samples": 16,
+      "funnels": {
+        "clean": [
+          funnel_step("agreement", 1078, 971, [REMOVED]),
+          funnel_step("closed set", 971, 971, []),
+        ]
+      },
+    },
+    "provenance": {
+      "command": "python main.py --config=configs/digits.py --workdir=/tmp/d",
+      "device": "cpu (2 cores)",
+      "versions": {"jax": "0.12.0", "flax": "0.15"},
+      "commit": "0123abc",
+      "wall_seconds": 81.25,
+      "evidence": "run",
+    },
+  }
+  config = {
+    "config": {"study": "digits", "signal": {"omit_classes": list(omit)}},
+    "question": "Does the *order* of a teacher's samples teach more than "
+    "its answers?\n\nAsked of <10 classes & 1 teacher.",
+  }
+  lines = []
+  for k, (arm, gain) in enumerate(gains.items()):
+    for seed in range(seeds):
+      for step in range(0, steps, 20):
+        rise = 1 - np.exp(-(step + 20) / 60)
+        lost = step >= diverged.get(arm, {}).get(str(seed), steps)
+        accuracy = (0.93 + gain) * rise + 0.006 * rng.normal()
+        loss = (1.2 + 0.2 * k) * (1.06 - rise) * np.exp(0.1 * rng.normal())
+        lines.append(
+          {
+            "arm": arm,
+            "seed": seed,
+            "step": step,
+            "loss": None if lost else float(loss),
+            "grad_norm": None if lost else 1.0,
+            "validation_accuracy": None if lost else float(accuracy),
+            "validation_nll": None if lost else 0.3,
+          }
+        )
+  return results, config, lines
+
+
+def _reliability(rng, tilt, seeds):
+  edges = (np.arange(BINS) + 0.5) / BINS
+  count = np.round(360 * seeds * edges**6 / np.sum(edges**6)).astype(int)
+  jitter = rng.normal(size=BINS) / np.sqrt(count + 1) / 2
+  accuracy = np.clip(edges - tilt * (1 - edges) * 8 + jitter, 0, 1)
+  empty = [int(c) == 0 for c in count]
+  return {
+    "confidence": _masked(edges, empty),
+    "accuracy": _masked(accuracy, empty),
+    "count": count.tolist(),
+  }
+
+
+def _masked(values, empty):
+  return [None if e else float(v) for v, e in zip(values, empty, strict=True)]
+
+
+def leave(folder, results, config, lines):
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "results.json").write_text(json.dumps(results))
+  (folder / "config.json").write_text(json.dumps(config))
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (folder / "metrics.jsonl").write_text(text)
+  return folder
+
+
+EIGHT = {
+  "hard": 0.0, "soft": 0.012, "rank": 0.02, "dkd": 0.019, "dist": 0.004,
+  "list_net": 0.0, "pairwise_logistic": -0.004, "plackett_luce": 0.01,
+}  # fmt: skip
+
+
+def long_names(arms=36, characters=60):
+  """Makes gains as a sweep of several keys would name its arms."""
+  gains = {"hard": 0.0}
+  for i in range(arms - 1):
+    name = f"soft[divergence=skew_kl,temperature={1 + i / 7:.4f},train.rate="
+    gains[f"{name:0<{characters - 1}}]"] = i / 2500
+  return gains
+
+
+class Page(HTMLParser):
+  """Checks that tags nest, and collects what a reader would rely on."""
+
+  VOID = ("meta", "br", "img", "link")
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.ids, self.attributes, self.words = [], [], [], []
+    self.feed(text)
+    self.close()
+
+  def handle_starttag(self, tag, attrs):
+    self.attributes += attrs
+    self.ids += [v for k, v in attrs if k == "id"]
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.attributes += attrs
+    self.ids += [v for k, v in attrs if k == "id"]
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag, tag
+
+  def handle_data(self, data):
+    self.words.append(data)
+
+
+def tables(markdown):
+  """Parses GitHub tables: lists of rows of cells."""
+  found, rows = [], []
+  for line in [*markdown.split("\n"), ""]:
+    if line.startswith("|"):
+      cells = re.split(r"(?<!\\)\|", line)[1:-1]
+      rows.append([c.strip() for c in cells])
+    elif rows:
+      found.append(rows)
+      rows = []
+  return found
