@@ -102,14 +102,16 @@ def shifted(logits, shift: float, classes: Sequence[int]):
 def reliability(logits, labels, bins: int) -> dict[str, list]:
   """Counts a reliability diagram, all runs of an arm pooled.
 
-  Bin b holds the predictions whose confidence is in (b / bins, (b+1) / bins],
-  as in metrics.ece; those whose logits are not finite are in none.
+  Bin b holds the predictions whose confidence is in (b / bins, (b+1) / bins];
+  those whose logits are not finite are in none. An edge is told in float64
+  here and in float32 by metrics.ece, so one on it may be in another bin there.
   """
   probs = np.asarray(jax.nn.softmax(logits))
   right = probs.argmax(-1) == np.asarray(labels)
   kept = np.isfinite(probs).all(-1)
   confidence, right = probs.max(-1)[kept], right[kept]
-  index = np.asarray(metrics.equal_width_bin(confidence, bins))
+  edge = np.ceil(confidence.astype(np.float64) * bins).astype(int)
+  index = np.clip(edge - 1, 0, bins - 1)
   count = np.bincount(index, minlength=bins)
 
   def mean(x):

@@ -1,4 +1,4 @@
-"""Ask a teacher behind an OpenAI-compatible server.
+r"""Ask a teacher behind an OpenAI-compatible server.
 
     OPENAI_API_KEY=... python -m kd.teachers.ask PROMPTS.jsonl \
         --out=answers.jsonl --url=https://HOST/v1 --model=NAME --samples=8 \
@@ -34,6 +34,7 @@ refused, 130 and 143 for SIGINT and SIGTERM.
 import asyncio
 import dataclasses
 import os
+import re
 import sys
 from typing import Any
 
@@ -112,10 +113,12 @@ def _is_lasting(ledger: Ledger, prompt: str, to: Options) -> bool:
 
 
 def define_flags() -> None:
-  """Defines one flag for each option."""
+  """Defines one flag for each option, with the words of its docstring."""
+  described = re.findall(r"^    (\w+): (.*)$", Options.__doc__ or "", re.M)
+  said = {name: about[0].upper() + about[1:] for name, about in described}
   flags.DEFINE_string("out", "", "Answers, JSONL; appended to.")
   flags.DEFINE_string("key_env", "OPENAI_API_KEY", "Variable with the key.")
-  flags.DEFINE_string("extra_body", "{}", "JSON; see Options.extra_body.")
+  flags.DEFINE_string("extra_body", "{}", f"JSON. {said['extra_body']}")
   kinds = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
@@ -125,8 +128,7 @@ def define_flags() -> None:
   for field in dataclasses.fields(Options):
     if field.name not in ("key", "extra_body"):
       usual = "" if field.default is dataclasses.MISSING else field.default
-      words = f"See Options.{field.name}."
-      kinds[field.type](field.name, usual, words)  # ty: ignore
+      kinds[field.type](field.name, usual, said[field.name])  # ty: ignore
 
 
 def main(argv: list[str]) -> int:

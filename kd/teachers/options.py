@@ -21,18 +21,18 @@ class Options:
   """How to ask.
 
   Attributes:
-    url: of the server, up to and with /v1.
-    model: its name there.
-    samples: K.
-    temperature: of the sampling.
-    max_tokens: of a sample; 0 sends no limit.
+    url: the server's, up to and with /v1.
+    model: its name at the server.
+    samples: K, of each prompt.
+    temperature: the sampling's.
+    max_tokens: at most, of a sample; 0 sends no limit.
     system: the system message, or "".
     logprobs: whether to ask for token log-probabilities (their sum is kept).
     one_by_one: K requests of one sample, for servers that ignore "n".
     extra_body: other fields of the request; one that is null is not sent.
     concurrency: requests at once.
     timeout: seconds for one try.
-    tries: of one request.
+    tries: at most, of one request.
     price_in: US dollars for a million tokens of prompts.
     price_out: US dollars for a million tokens of answers.
     spend_limit: US dollars, over all runs with the same output.
