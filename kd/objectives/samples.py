@@ -103,11 +103,9 @@ def has_pair(ids: Ids, rejected: Int[Array, "B R"]) -> Rows:
 
 def has_score(drawn: Samples, scores: str) -> Rows:
   """Which rows have an answer with such a score."""
-  return (
-    has_answer(drawn.ids)
-    if scores == "votes"
-    else (_scored(drawn, scores).any(axis=-1))
-  )
+  if scores == "votes":
+    return has_answer(drawn.ids)
+  return ((drawn.ids >= 0) & ~jnp.isnan(_values(drawn, scores))).any(axis=-1)
 
 
 def has_order(
@@ -146,9 +144,10 @@ def _pairs(ids, rejected):
   return pairs & (ids[:, :, None] != rejected[:, None, :])
 
 
-def _scored(drawn: Samples, scores: str):
+def _values(drawn: Samples, scores: str):
+  """Returns each sample's log-probability or score [B, K]."""
   each = drawn.log_probs if scores == "log_probs" else drawn.scores
-  return (drawn.ids >= 0) & ~jnp.isnan(present(each, scores))
+  return present(each, scores)
 
 
 def _ranked(drawn: Samples, scores: str):
@@ -157,9 +156,7 @@ def _ranked(drawn: Samples, scores: str):
   same = _same(ids, ids)
   if scores == "votes":
     return same.sum(axis=-1).astype(jnp.float32), _first(ids)
-  each = present(
-    drawn.log_probs if scores == "log_probs" else drawn.scores, scores
-  )
+  each = _values(drawn, scores)
   same = same & ~jnp.isnan(each)[:, None, :]
   number = same.sum(axis=-1)
   each = jnp.nan_to_num(each.astype(jnp.float32))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from kd import config, signals
-from kd.bench import training
+from kd.bench import ways
 from kd.data.order import subset
 from kd.data.registry import load
 from kd.models import functional
@@ -111,7 +111,7 @@ def wide_program():
     steps=10,
   )
   resolved["train"]["batch_size"] = BATCH
-  task = training.RandomImages(CLASSES, (4, 4, 1), BATCH)
+  task = ways.RandomImages(CLASSES, (4, 4, 1), BATCH)
   init = functional.define(TEACHER, task.signature)[1]
   params, rest = jax.eval_shape(init, jax.random.key(0))
   weights = jax.tree.map(

@@ -6,17 +6,17 @@ import tempfile
 from absl import flags
 from absl.testing import absltest
 
-from kd.bench import training
+from kd.bench import training, ways
 
 
 class BenchTest(absltest.TestCase):
   def test_all_ways_train_the_same_weights(self):
-    hidden, arm, size = (8, 8), 2, training.Size(seeds=2, steps=6)
-    (state,), _ = training.in_one_program(hidden, "vmap", size)[0]()
+    hidden, arm, size = (8, 8), 2, ways.Size(seeds=2, steps=6)
+    (state,), _ = ways.in_one_program(hidden, "vmap", size)[0]()
     kernel = state.params["head"]["kernel"][...][:, arm]  # [S, H, V]
-    temperature = training.TEMPERATURES[arm]
-    careful = training.careful_loop(hidden, size)(temperature)
-    usual = training.nnx_loop(hidden, size)(temperature)
+    temperature = ways.TEMPERATURES[arm]
+    careful = ways.careful_loop(hidden, size)(temperature)
+    usual = ways.nnx_loop(hidden, size)(temperature)
     for seed in range(size.seeds):
       (params, *_), _ = careful[seed]
       for weights in (params, usual[seed]):

@@ -17,7 +17,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kd import config, study
-from kd.bench import training
+from kd.bench import ways
 from kd.data.registry import load
 from kd.errors import UserError
 from kd.study import phases
@@ -400,7 +400,7 @@ class BadInputTest(Workdir):
     self.assertFalse(os.path.exists(self.workdir))
 
   def test_jitter_of_what_is_no_image(self):
-    words: Any = training.RandomImages(3, (4096,), 1)
+    words: Any = ways.RandomImages(3, (4096,), 1)
     with self.assertRaisesRegex(UserError, r"signal.jitter = 2: expected 0"):
       teacher.check_jitter("signal.jitter", 2, words)
 

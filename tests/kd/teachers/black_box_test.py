@@ -242,6 +242,9 @@ class BlackBoxTest(parameterized.TestCase):
     (dict(RANK, signal=dict(rank_by="rubric")), "signal.rubric is empty"),
     (dict(RANK, signal=dict(rank_by="rubric", rubric=dict(tone=1.0))),
      "reads scores"),
+    (dict(objective="hard", target="truth", signal=dict(labelled=True)),
+     "arms.other: 'hard' reads truth, and none of the .* has such a label"),
+    (dict(objective="hard", target="truth"), "transfer set is unlabelled"),
     (dict(ANSWERS, signal=dict(filter="clean")), "filter = 'clean'"),
     (dict(ANSWERS, signal=dict(live=True)), "live = True"),
   )  # fmt: skip
