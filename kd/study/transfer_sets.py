@@ -158,21 +158,15 @@ class Pools:
 def folder_name(section: Mapping[str, Any]) -> str:
   """Names a pool's store: what one looks for, then a hash of all of it.
 
-  >>> signal = dict(
-  ...   pool="train",
-  ...   keep="top_k",
-  ...   k=8,
-  ...   dtype="int8",
-  ...   samples=16,
-  ...   temperature=2.0,
-  ... )
-  >>> folder_name(signal)
-  'train-top_8-int8-16_samples_at_T2-dae00b87'
+  >>> signal = dict(pool="train", labelled=True, keep="top_k", k=8)
+  >>> folder_name(signal | dict(dtype="int8", samples=16, temperature=2.0))
+  'train-labelled-top_8-int8-16_samples_at_T2-d55d7b5d'
   """
+  labelled = ["labelled"] if section["labelled"] else []
   kept = f"top_{section['k']}" if section["keep"] == "top_k" else "dense"
   samples = f"{section['samples']}_samples_at_T{section['temperature']:g}"
-  parts = section["pool"], kept, section["dtype"], samples
-  return "-".join((*parts, workdir.digest(section)))
+  parts = [section["pool"], *labelled, kept, section["dtype"], samples]
+  return "-".join([*parts, workdir.digest(section)])
 
 
 def without(section: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

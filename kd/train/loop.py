@@ -109,8 +109,9 @@ def fit(
     groups = [single for group in groups for single in split(group)]
   runs = len(setup.seeds) * sum(len(g.names) for g in groups)
   logging.info(
-    "%d runs %s: %s; compiling",
+    "%d %s %s: %s; compiling",
     runs,
+    "run" if runs == 1 else "runs",
     "one after another" if one_by_one else "vmapped",
     why,
   )
