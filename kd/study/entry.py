@@ -41,7 +41,7 @@ def run(
 
 def verdict(results: Mapping[str, Any]) -> str:
   """Says in a line what the study found."""
-  from kd.report import sentences
+  from kd.report import blocks, sentences
 
   first, *_ = sentences.verdict(results)
-  return f"{results['study']}: {first.replace('**', '').replace('`', '')}"
+  return f"{results['study']}: {blocks.plain(first)}"
