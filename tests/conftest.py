@@ -3,4 +3,4 @@
 from kd.parallel import compilation_cache
 
 # Before jax is imported, and for the processes that tests start, too.
-compilation_cache.use(compilation_cache.default(), seconds=0.1)
+compilation_cache.use(compilation_cache.default(), seconds=0.0)

@@ -1,7 +1,6 @@
 """Rules: what a key accepts, and the words that say so."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,7 +52,6 @@ def number(*, above=None, low=None, high=None, below=None) -> Check:
     f"a number {words}".rstrip(),
     lambda v: (
       is_number(v)
-      and math.isfinite(v)
       and abs(v) <= LARGEST
       and all(holds(v) for _, _, holds in bounds)
     ),

@@ -56,6 +56,7 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
   asks = answers.is_black_box(settings["teacher"])
   for name, chain in settings["filters"].items():
     funnel.check(f"filters.{name}", chain, asks)
+  models.check("student", settings["student"])
   groups = arms.group(settings["arms"], black_box=asks)
   for name, arm in settings["arms"].items():
     section = arm["signal"]

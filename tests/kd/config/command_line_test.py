@@ -179,6 +179,7 @@ class EdgeTest(parameterized.TestCase):
     ("task.seed=99999999999999999999", "task.seed"),
     ("train.learning_rate=1e39", "learning_rate = 1e\\+39"),
     ("train.learning_rate=1e-50", "learning_rate = 1e-50"),
+    ("train.learning_rate=1" + "0" * 400, "learning_rate = 1000"),
     ("train.learning_rate=nan", "learning_rate = 'nan'"),
     ("signal.temperature=1e-46", "temperature = 1e-46"),
     ("study=/etc/passwd", "study = '/etc/passwd'"),
