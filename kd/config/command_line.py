@@ -138,13 +138,12 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
     old = (*old["sweep"], None)[0]
   elif isinstance(old, ConfigDict):
     raise UserError(f"{flag}: {key} is a section, expected a key of it")
-  if not grid:
-    node[name] = _value(text, old, names)
-    return
-  values = _literal(text)
-  if not isinstance(values, tuple | list):
+  value = _literal(text) if grid else _value(text, old, names)
+  if grid and not isinstance(value, tuple | list):
     raise UserError(f"{flag}: expected a tuple, such as '(1.0, 2.0)'")
-  node[name] = sweep(*values)
+  if name in node:  # or it would be made the old value's kind, if it can
+    del node[name]
+  node[name] = sweep(*value) if grid else value
 
 
 def _may_begin(names: Sequence[str]) -> bool:
