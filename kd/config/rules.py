@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kd.errors import UserError
@@ -141,14 +141,19 @@ def check(path: str, value, rule: Check) -> None:
     raise UserError(f"{path} = {value!r}: expected {rule.words}")
 
 
-def check_keys(path: str, found: Mapping, rules: Mapping[str, Check]) -> None:
-  """Checks a section: no unknown key, none missing, every value accepted."""
+def refuse_unknown(path: str, found: Mapping, known: Iterable[str]) -> None:
+  """Raises UserError where a section has a key that is not known."""
   for key in found:
-    if key not in rules:
+    if key not in known:
       raise UserError(
         f"{path}.{key} = {found[key]!r}: unknown key, expected one of "
-        + ", ".join(rules)
+        + ", ".join(known)
       )
+
+
+def check_keys(path: str, found: Mapping, rules: Mapping[str, Check]) -> None:
+  """Checks a section: no unknown key, none missing, every value accepted."""
+  refuse_unknown(path, found, rules)
   for key, rule in rules.items():
     if key not in found:
       raise UserError(f"{path}.{key} is missing: expected {rule.words}")

@@ -164,12 +164,8 @@ def _check(path: str, found: Any, keys: Any, is_open: bool = False) -> None:
     return rules.check(path, found, keys.rule)
   if not isinstance(found, Mapping):
     raise UserError(f"{path} = {found!r}: expected a section")
-  for key in found:
-    if key not in keys and not is_open:
-      raise UserError(
-        f"{path}.{key} = {found[key]!r}: unknown key, expected one of "
-        + ", ".join(keys)
-      )
+  if not is_open:
+    rules.refuse_unknown(path, found, keys)
   for key, own in keys.items():
     if key not in found:
       raise UserError(f"{path}.{key} is missing from the config")
