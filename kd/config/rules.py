@@ -60,7 +60,9 @@ def number(*, above=None, low=None, high=None, below=None) -> Check:
 
 
 def integer(low: int, high: int = INT32) -> Check:
-  words = f">= {low}" if high == INT32 else f"from {low} to {high}"
+  words = f"from {low} to {high}"
+  if high == INT32:
+    words = f">= {low} and at most {high}"
   return Check(
     f"a whole number {words}",
     lambda v: is_number(v, int) and low <= v <= high,
