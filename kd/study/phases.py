@@ -127,9 +127,10 @@ class _Study:
         self.teacher = self._teacher()
       self.warnings = check.with_the_teacher(self.settings, self.teacher)
       if answers.is_black_box(self.settings["teacher"]):
-        self.box = black_box.obtain(
-          self.settings, self.task, self.folder, self.teacher
-        )
+        with self._memory("asking the teacher"):
+          self.box = black_box.obtain(
+            self.settings, self.task, self.folder, self.teacher
+          )
         self.task = self.box.task
     self.pools = transfer_sets.Pools(
       self.settings, self.task, self.seeds, self.folder, self.teacher, self.box
@@ -145,6 +146,7 @@ class _Study:
       states = self._train(transfers)
     if last < PHASES.index("evaluate"):
       return None
+    logging.info("evaluating %d arms; compiling", len(self.settings["arms"]))
     with self.clock.phase("evaluate"), self._memory("evaluating"):
       results = self._evaluate(states, transfers)
       times = self._latency(results, states)
