@@ -41,7 +41,7 @@ compile-check: $(BIN)/python
 	test -d .venv-compile || $(BIN)/python -m venv .venv-compile
 	.venv-compile/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt -r requirements-tpu.txt -c constraints.txt
 	.venv-compile/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-gpu.txt
-	JAX_PLATFORMS=cpu .venv-compile/bin/python -m pytest tests/compiled
+	JAX_PLATFORMS=cpu .venv-compile/bin/python -m pytest --numprocesses=2 --dist=loadfile tests/compiled
 
 clean:
 	rm -rf $(VENV) .venv-compile

@@ -102,7 +102,7 @@ def distill_loss(
     ids = arguments.int32(teacher.ids, vocab_size)
     teacher = dataclasses.replace(teacher, ids=ids)
   if implementation == "reference":
-    arguments.reference(vocab_axis)
+    arguments.of_reference(vocab_axis)
     return reference.distill_loss(
       student, teacher, labels, divergence=divergence, **consts
     )
@@ -167,7 +167,7 @@ def token_log_probs(
   valid = (ids >= 0) & (ids < vocab_size)
   safe = jnp.where(valid, ids, 0)
   if implementation == "reference":
-    arguments.reference(vocab_axis)
+    arguments.of_reference(vocab_axis)
     out = reference.token_log_probs(reference.logits(z), safe, temperature)
     return jnp.where(valid, out, jnp.nan)
   plans = select_plans(implementation, None, z, None)

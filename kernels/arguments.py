@@ -237,7 +237,7 @@ def of_scores(scores, ids, temperature, vocab_axis) -> int:
   return vocab_size
 
 
-def reference(vocab_axis):
+def of_reference(vocab_axis):
   if vocab_axis is not None:
     raise bad(
       "vocab_axis", repr(vocab_axis), "None with implementation='reference'"

@@ -135,7 +135,7 @@ def head_jobs(
 
 
 def rows(jobs: list[dict]) -> list[dict]:
-  """Compiles jobs, in a subprocess.
+  """Compiles jobs, in a subprocess for each target.
 
   Returns:
     dicts with what was asked for, `compiles` (bool) and, if so, `kernel` ("gpu"
@@ -146,8 +146,23 @@ def rows(jobs: list[dict]) -> list[dict]:
     `slots_per_pair` (see kernels.report.sass) beside `slots_at_floor`: where
     the former is larger, instructions bound the kernel; otherwise `error`.
   """
+  out: list[dict] = [{}] * len(jobs)
+  for target in dict.fromkeys(job["target"] for job in jobs):
+    at = [i for i, job in enumerate(jobs) if job["target"] == target]
+    found = _subprocess([jobs[i] for i in at])
+    for i, result in zip(at, found, strict=True):
+      out[i] = {**jobs[i], "compiles": "error" not in result, **result}
+  return out
+
+
+def _subprocess(jobs: list[dict]) -> list[dict]:
+  """Compiles jobs of one target.
+
+  Mosaic GPU keeps kernels for the life of a process, those for another target
+  too, and says nothing of one that it has.
+  """
   with tempfile.TemporaryDirectory() as folder:
-    found = process.run_each(
+    return process.run_each(
       "kernels.report.gpu",
       jobs,
       folder,
@@ -160,10 +175,6 @@ def rows(jobs: list[dict]) -> list[dict]:
       },
       limit_s=120,
     )
-  return [
-    {**job, "compiles": "error" not in out, **out}
-    for job, out in zip(jobs, found, strict=True)
-  ]
 
 
 def read_dump(folder: pathlib.Path, target: str, count: bool) -> dict:

@@ -32,7 +32,6 @@ from kernels.topologies import TARGETS
 from kernels.tpu import plans
 
 SHAPES = (32000, 128256, 151936, 262144)
-GIB = 1 << 30
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
 KERNELS = ("distill_rows", "head_scores", "head_gradients")
 HEADS = (8192, 2048, 4096, 131072)  # N, H_s, H_t, V

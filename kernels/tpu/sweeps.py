@@ -362,7 +362,7 @@ def set_stats(kernel: Kernel, stats: Stats, sums, c) -> list:
   """Fills in s and log2 s from sums [rows, 128]; returns what sums are left.
 
   Where sweep 2 wants the log of sum 2^(c z) itself, log2 s is what that holds
-  of it after rounding, so that the error is known (`kernels.tpu.excess`): s is
+  of it after rounding, so that the error is known (`plans.excess`): s is
   relative to an integer near c m, which can be added and taken off exactly.
   """
   sums = list(sums)
