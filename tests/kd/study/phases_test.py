@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
 import subprocess
@@ -25,8 +24,6 @@ from kd.teachers import model as teacher
 from tests.kd import small
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-KILLS = int(os.environ.get("KD_TEST_KILLS", "3"))
-CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
 
 
 def command(*flags):
@@ -75,38 +72,6 @@ class Workdir(parameterized.TestCase):
     super().setUp()
     self.parent = self.enterContext(tempfile.TemporaryDirectory())
     self.workdir = os.path.join(self.parent, "study")
-
-
-class SmokeTest(Workdir):
-  @parameterized.parameters(*CONFIGS)
-  def test_every_config(self, name):
-    code, err = call(
-      f"--config=configs/{name}:smoke", f"--workdir={self.workdir}"
-    )
-    self.assertEqual(code, 0, err)
-    results = results_of(self.workdir)
-    self.assertGreaterEqual(len(results["arms"]), 4)
-    for arm in results["arms"].values():
-      for metric in ("accuracy", "nll", "ece", "brier", "agreement"):
-        entry = arm["metrics"][metric]
-        self.assertLen(entry["values"], len(results["seeds"]))
-        self.assertTrue(all(v is not None for v in entry["values"]))
-    lines = pathlib.Path(self.workdir, "metrics.jsonl").read_text().splitlines()
-    steps = {json.loads(line)["step"] for line in lines}
-    self.assertLen(
-      lines, len(steps) * len(results["arms"]) * len(results["seeds"])
-    )
-    for left in (
-      "config.json",
-      "report.md",
-      "report.html",
-      "figures",
-      "tensorboard",
-      "checkpoints",
-      "signals",
-      "teacher/teacher.json",
-    ):
-      self.assertTrue(os.path.exists(os.path.join(self.workdir, left)), left)
 
 
 class PhaseTest(Workdir):
@@ -319,54 +284,6 @@ class DivergenceTest(Workdir):
     self.assertIsNone(accuracy["versus_baseline"]["p"])
     page = pathlib.Path(self.workdir, "report.md").read_text()
     self.assertIn("diverged", page)
-
-
-class ResumeTest(Workdir):
-  def test_killed_at_random_moments_it_ends_with_the_same_bits(self):
-    whole = os.path.join(self.parent, "whole")
-    flags = ("--config=configs/digits.py:smoke",)
-    began = time.monotonic()
-    self.assertEqual(call(*flags, f"--workdir={whole}")[0], 0)
-    length = time.monotonic() - began
-    rng = random.Random(0)
-    killed = 0
-    while killed < KILLS:
-      process = subprocess.Popen(
-        command(*flags, f"--workdir={self.workdir}"),
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-      )
-      try:
-        process.wait(timeout=rng.uniform(0.2, 1.0) * length)
-      except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        killed += 1
-      else:  # it finished first: see that it did so well, and start anew
-        self.assertEqual(comparable(self.workdir), comparable(whole))
-        shutil.rmtree(self.workdir)
-    code, err = call(*flags, f"--workdir={self.workdir}")
-    self.assertEqual(code, 0, err)
-    self.assertEqual(comparable(self.workdir), comparable(whole))
-    self.assertEqual(
-      pathlib.Path(self.workdir, "metrics.jsonl").read_bytes(),
-      pathlib.Path(whole, "metrics.jsonl").read_bytes(),
-    )
-
-  def test_a_damaged_checkpoint_is_set_aside(self):
-    made = options(hard=small.HARD, soft=small.SOFT)
-    whole = study.run(made, self.workdir)
-    newest = pathlib.Path(self.workdir, "checkpoints", "40")
-    for path in newest.rglob("*"):
-      if path.is_file() and path.stat().st_size > 10_000:
-        path.write_bytes(path.read_bytes()[:-5000])
-    os.remove(os.path.join(self.workdir, "results.json"))
-    with self.assertLogs(level="WARNING") as logs:
-      again = study.run(made, self.workdir)
-    self.assertIn("checkpoint 40", " ".join(logs.output))
-    self.assertIn("falling back", " ".join(logs.output))
-    del whole["provenance"], again["provenance"]
-    self.assertEqual(again, whole)
 
 
 class BadInputTest(Workdir):

@@ -1,0 +1,52 @@
+"""Every study at its smallest, from its command to its report."""
+
+import json
+import os
+import pathlib
+
+from absl.testing import absltest, parameterized
+
+from tests.kd.study.phases_test import (
+  ROOT,
+  Workdir,
+  call,
+  results_of,
+)
+
+CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
+
+
+class SmokeTest(Workdir):
+  @parameterized.parameters(*CONFIGS)
+  def test_every_config(self, name):
+    code, err = call(
+      f"--config=configs/{name}:smoke", f"--workdir={self.workdir}"
+    )
+    self.assertEqual(code, 0, err)
+    results = results_of(self.workdir)
+    self.assertGreaterEqual(len(results["arms"]), 4)
+    for arm in results["arms"].values():
+      for metric in ("accuracy", "nll", "ece", "brier", "agreement"):
+        entry = arm["metrics"][metric]
+        self.assertLen(entry["values"], len(results["seeds"]))
+        self.assertTrue(all(v is not None for v in entry["values"]))
+    lines = pathlib.Path(self.workdir, "metrics.jsonl").read_text().splitlines()
+    steps = {json.loads(line)["step"] for line in lines}
+    self.assertLen(
+      lines, len(steps) * len(results["arms"]) * len(results["seeds"])
+    )
+    for left in (
+      "config.json",
+      "report.md",
+      "report.html",
+      "figures",
+      "tensorboard",
+      "checkpoints",
+      "signals",
+      "teacher/teacher.json",
+    ):
+      self.assertTrue(os.path.exists(os.path.join(self.workdir, left)), left)
+
+
+if __name__ == "__main__":
+  absltest.main()
