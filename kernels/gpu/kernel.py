@@ -1,8 +1,8 @@
 """The Mosaic-GPU kernel itself: one row per cluster, three sweeps over it.
 
-kernels.gpu.plans says when it is used and what becomes of its outputs. Layout of the
-work, and why: there. Evidence for what is said of the compiler: read in jax
-0.12.0.1, and compiled for H100 (kernels.report.gpu).
+kernels.gpu.plans says when it is used and what becomes of its outputs. Layout
+of the work, and why: there. Evidence for what is said of the compiler: read in
+jax 0.12.0.1, and compiled for H100 (kernels.report.gpu).
 """
 
 import dataclasses
