@@ -7,9 +7,11 @@ requirements-tpu.txt`.
 import dataclasses
 import importlib.util
 import os
+from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 MODEL_ENVIRONMENT = {  # read when libtpu loads; keeps it from asking a network
   "TPU_SKIP_MDS_QUERY": "1",
@@ -74,6 +76,25 @@ def sharding(name: str) -> jax.sharding.Sharding:
   return jax.sharding.SingleDeviceSharding(topology(name).devices[0])
 
 
+def compiled(traced, platform: str = "tpu") -> Any:
+  """Compiles a traced program for devices that are not here.
+
+  Past jax's compilation cache, which keeps such programs but cannot read them
+  (jax 0.12.0.1).
+
+  Returns:
+    jax.stages.Compiled.
+  """
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()  # or what it was at first holds
+  try:
+    return traced.lower(lowering_platforms=(platform,)).compile()
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
+
+
 def compile_for(name: str, fn, *shapes, donate=()):
   """Compiles fn for a target.
 
@@ -89,5 +110,4 @@ def compile_for(name: str, fn, *shapes, donate=()):
   place = sharding(name)
   put = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place)
   args = jax.tree.map(put, shapes)
-  traced = jax.jit(fn, donate_argnums=donate).trace(*args)
-  return traced.lower(lowering_platforms=("tpu",)).compile()
+  return compiled(jax.jit(fn, donate_argnums=donate).trace(*args))

@@ -75,12 +75,18 @@ def times_of(run, repeats: int) -> list[float]:
   return (wall_times if on_cpu else device_times)(run, repeats)
 
 
-def rates(dtype: str) -> dict[str, float]:
-  """Returns the device's GEMM rate (FLOP/s) and copy rate (bytes/s)."""
-  m = 2048 if jax.default_backend() == "cpu" else 8192
+def rates(dtype: str, side: int | None = None) -> dict[str, float]:
+  """Returns the device's GEMM rate (FLOP/s) and copy rate (bytes/s).
+
+  Args:
+    dtype: of the GEMM.
+    side: of its square operands; None: 2048 on a CPU, else 8192. Below 2048
+      the copy is smaller as well.
+  """
+  m = side or (2048 if jax.default_backend() == "cpu" else 8192)
   a = jnp.ones((m, m), dtype)
   dot = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
-  b = jnp.ones((64 << 20,), jnp.float32)
+  b = jnp.ones((min(16 * m**2, 64 << 20),), jnp.float32)
   copy = jax.jit(lambda b: b + 1)
   gemm = min(times_of(lambda: jax.block_until_ready(dot(a)), 7))
   move = min(times_of(lambda: jax.block_until_ready(copy(b)), 7))
@@ -226,6 +232,7 @@ def main(argv=None):
   parser.add_argument("--labels", default="0", help="0, 1 or 0,1")
   parser.add_argument("--dtype", default="float32")
   parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--side", type=int, help="of the floor's GEMM")
   parser.add_argument("--json", help="path to write")
   parser.add_argument("--plot", help="path to write")
   parser.add_argument("--doc", help="page with <!-- kernels --> to write into")
@@ -234,7 +241,7 @@ def main(argv=None):
   if args.worker:
     print(json.dumps(worker(json.loads(args.worker))))
     return
-  measured = rates(args.dtype)
+  measured = rates(args.dtype, args.side)
   backend = jax.default_backend()
   results = []
   for shape in args.shapes.split():
@@ -252,7 +259,7 @@ def main(argv=None):
           )
           results.append(case | in_process(case))
           print(results[-1], file=sys.stderr)
-  again = rates(args.dtype)  # the machine may have been busy
+  again = rates(args.dtype, args.side)  # the machine may have been busy
   measured = {k: max(v, again[k]) for k, v in measured.items()}
   for r in results:
     r["floor_s"] = floor_seconds(r["shape"], args.dtype, measured, backend)

@@ -83,8 +83,7 @@ def compile_for(target: str) -> dict:
     step, mesh=mesh, in_specs=tuple(specs), out_specs=(whole, specs[0])
   )
   platform = "tpu" if target in topologies.TARGETS else "cuda"
-  lowered = jax.jit(step).trace(*heads).lower(lowering_platforms=(platform,))
-  compiled = lowered.compile()
+  compiled = topologies.compiled(jax.jit(step).trace(*heads), platform)
   found = collectives(compiled.as_text())
   return dict(
     target=target,

@@ -120,7 +120,7 @@ def compile_for(target: str, step, shapes) -> Any:
   put = functools.partial(jax.ShapeDtypeStruct, sharding=place)
   with jax.set_mesh(mesh):
     args = [put(s.shape, s.dtype) for s in shapes]
-    return jax.jit(step).lower(*args).compile()
+    return topologies.compiled(jax.jit(step).trace(*args), "cuda")
 
 
 def count(target: str, name: str, case, n: int = N, v: int = V) -> dict:

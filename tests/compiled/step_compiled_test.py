@@ -24,7 +24,7 @@ class StepTest(parameterized.TestCase):
       return jax.ShapeDtypeStruct(jnp.shape(x), dtype, sharding=place)
 
     traced = run.trace(*jax.tree.map(put, args))
-    text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+    text = topologies.compiled(traced).as_text()
     self.assertIn("distill_rows", text)
     # Two vmapped arms of 512 rows are the largest.
     self.assertLessEqual(small.widest(text), small.BATCH * small.CLASSES)

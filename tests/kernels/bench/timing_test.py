@@ -14,6 +14,7 @@ class BenchTest(absltest.TestCase):
     folder = pathlib.Path(tempfile.mkdtemp())
     timing.main(
       ["--shapes=16,4,6,64", "--variants=xla,naive,torch", "--repeats=2",
+       "--side=128",
        f"--json={folder}/b.json", f"--plot={folder}/b.png"]
     )  # fmt: skip
     results = json.loads((folder / "b.json").read_text())["results"]
