@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from kd import config, files
 from kd.data.registry import load  # registers them
+from kd.datasets import newsgroups
 from kd.errors import UserError
 
 
