@@ -5,12 +5,17 @@ python main.py [--config=configs/digits.py[:smoke]] [--workdir=DIR]
                [--phase=PHASE | --phase=FROM:TO] [--compilation_cache=DIR]
 """
 
+import contextlib
 import os
 import sys
 
+from kd import interrupts
+
+if __name__ == "__main__":
+  interrupts.watch()  # first of all: other imports take a third of a second
+
 from absl import app, flags, logging
 
-from kd import interrupts
 from kd.config import command_line
 from kd.errors import UserError
 from kd.parallel import compilation_cache
@@ -58,14 +63,14 @@ def main(argv: list[str]) -> None:
   logs.listen()
   results = study.run(config, values.workdir or None, phase=values.phase)
   if results is not None:
-    print(study.verdict(results), flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it; the report has it
+      print(study.verdict(results), flush=True)
 
 
 def run() -> None:
-  if any(a.lstrip("-").split("=")[0].startswith("help") for a in sys.argv[1:]):
+  if any(a in ("-h", "--help", "-help", "--helpfull") for a in sys.argv[1:]):
     define_flags()
-    app.run(main)  # which shows the help and exits
-  interrupts.watch()
+    app.run(main, argv=[sys.argv[0], "--help"])  # which shows it and exits
   try:
     main(sys.argv)
   except (UserError, flags.Error) as error:

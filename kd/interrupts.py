@@ -6,7 +6,6 @@ moment, in the middle of a compilation too, which no exception would reach.
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 
@@ -34,8 +33,10 @@ def watch() -> None:
 
   def wait() -> None:
     number = os.read(heard, 1)[0]
-    name = signal.Signals(number).name
-    print(f"stopped by {name}: {_says[0]()}", file=sys.stderr, flush=True)
-    os._exit(128 + number)
+    try:
+      words = f"stopped by {signal.Signals(number).name}: {_says[0]()}\n"
+      os.write(2, words.encode(errors="backslashreplace"))  # waits for no lock
+    finally:  # whoever read it may be gone
+      os._exit(128 + number)
 
   threading.Thread(target=wait, daemon=True).start()

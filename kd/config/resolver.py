@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
 
 from kd.config import rules, sections, sweeps
 from kd.config.sections import IN_ARMS, IN_ARMS_TRAIN, SECTIONS
@@ -24,7 +25,12 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
   the baseline itself). Options of models, keys of objectives and filters are
   checked where they are known (kd.study.check).
   """
-  tree = sweeps.plain(config)
+  try:
+    tree = sweeps.plain(config)
+  except RequiredValueError as error:  # of a placeholder
+    raise UserError(f"the config lacks a value: {error}") from error
+  except RecursionError as error:
+    raise UserError("the config holds itself") from error
   for key in tree:
     if key not in SECTIONS:
       raise UserError(
@@ -34,6 +40,7 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
     if key not in tree:
       raise UserError(f"{key} is missing from the config")
     sections.check_section(key, key, tree[key])
+    tree[key] = sections.floats(key, tree[key])
   last = tree["seed"] + tree["seeds"] - 1
   if last >= 2**32:
     raise UserError(
@@ -41,8 +48,15 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
       f"{last}, expected at most {2**32 - 1}"
     )
   for section in ("arms", "filters"):
+    seen: dict[str, str] = {}
     for name in tree[section]:
       rules.check(f"{section}: a name", name, rules.NAME)
+      if other := seen.get(name.casefold()):
+        raise UserError(
+          f"{section}: {other!r} and {name!r} would be one file's name where "
+          "case does not count; expected names that differ in more"
+        )
+      seen[name.casefold()] = name
   _check_student("student", tree["student"])
   if not tree["arms"]:
     raise UserError("arms is empty: expected at least one arm")
@@ -52,6 +66,7 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
     for name, (swept, arm) in members.items():
       target = arm.get("baseline", tree["baseline"])
       key = f"arms.{name}.baseline" if "baseline" in arm else "baseline"
+      rules.check(key, target, rules.TEXT)
       arms[name] = _merge(name, arm, tree) | {
         "baseline": sweeps.baseline_of(
           key, target, family, name, swept, variants
@@ -86,6 +101,7 @@ def _merge(name: str, arm: dict, tree: Mapping) -> dict[str, Any]:
     base = {} if section == "student" and "name" in own else tree[section]
     merged[section] = {**base, **own}
     sections.check_section(section, path, merged[section])
+    merged[section] = sections.floats(section, merged[section])
   _check_signal(f"arms.{name}.signal", merged["signal"], tree["filters"])
   _check_student(f"arms.{name}.student", merged["student"])
   sections.check_optimizer(f"arms.{name}.train", merged["train"])

@@ -172,6 +172,19 @@ def _check(path: str, found: Any, keys: Any, is_open: bool = False) -> None:
     _check(f"{path}.{key}", found[key], own)
 
 
+def floats(name: str, found: Any) -> Any:
+  """Returns a section whose whole numbers are floats where its rules say
+  number, so that 4 and 4.0 are one study."""
+  return _floats(found, SECTIONS[name])
+
+
+def _floats(found: Any, keys: Any) -> Any:
+  if isinstance(keys, Key):
+    is_whole = keys.rule.traced and isinstance(found, int)
+    return float(found) if is_whole else found
+  return {k: _floats(v, keys[k]) if k in keys else v for k, v in found.items()}
+
+
 def fill(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a section, checked, with the usual values of what it lacks."""
   section = {**_usual(SECTIONS[name]), **found}
@@ -180,7 +193,13 @@ def fill(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_optimizer(path: str, train: Mapping[str, Any]) -> None:
-  """Refuses a weight decay that the optimiser would ignore."""
+  """Refuses a weight decay that the optimiser would ignore, and a warm-up that
+  would not end."""
+  if train["warmup_steps"] >= train["steps"]:
+    raise UserError(
+      f"{path}.warmup_steps = {train['warmup_steps']}: expected fewer than "
+      f"{path}.steps = {train['steps']}"
+    )
   if train["optimizer"] == "adam" and train["weight_decay"]:
     raise UserError(
       f"{path}.weight_decay = {train['weight_decay']!r}: 'adam' has none, "

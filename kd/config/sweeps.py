@@ -36,7 +36,8 @@ def plain(node: Any) -> Any:
   if isinstance(node, np.generic):
     return node.item()
   if isinstance(node, np.ndarray):
-    return plain(tuple(node.tolist()))
+    value = node.tolist()
+    return plain(tuple(value) if isinstance(value, list) else value)
   return node
 
 

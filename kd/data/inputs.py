@@ -7,6 +7,7 @@ step scales them, a quarter of the memory and of the transfer.
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,11 @@ class Form:
   pack: Callable[[Sequence[Any]], np.ndarray]
   encoded: bool = False
   text: bool = False
+
+  @property
+  def bytes(self) -> int:
+    """Of one packed input."""
+    return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def form(info: Any, task: Mapping[str, Any]) -> Form:

@@ -5,6 +5,7 @@ section to `task_of(section, inputs, classes, class_names)`, and give it an
 entry in kd.data.registry.TASKS.
 """
 
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +16,11 @@ from kd.data import slices
 from kd.data.inputs import Form
 from kd.data.order import SPLIT, permutation
 from kd.data.task import PARTS, Split, Task, is_resident
-from kd.errors import UserError
+from kd.errors import UserError, why
 
 NAME = "train"  # the one split that the config's slices are of
+NPZ = "expected a file .npz of the arrays inputs, classes, perhaps class_names"
+MOST_CLASSES = 2**20
 
 
 class InMemory(Split):
@@ -41,28 +44,36 @@ class InMemory(Split):
     return labels
 
 
-def form_of(inputs: np.ndarray) -> Form:
+def form_of(inputs: np.ndarray, where: str) -> Form:
   """Returns what a model sees of arrays [N, ...]: bytes are scaled to 0..1.
+
+  Args:
+    inputs: the arrays.
+    where: what to call them in errors.
 
   Raises:
     UserError: they are of another type than uint8, float32 or float64.
   """
   kinds: dict[str, tuple[Any, float]] = {"uint8": (np.uint8, 1 / 255)}
   kinds |= dict.fromkeys(("float32", "float64"), (np.float32, 1.0))
-  if inputs.dtype.name not in kinds or inputs.ndim < 2:
+  if inputs.dtype.name not in kinds or inputs.ndim < 2 or not inputs[:1].size:
     raise UserError(
-      f"inputs are {inputs.dtype} of shape {inputs.shape}; accepted: uint8, "
-      "float32 or float64 of shape [N, ...]"
+      f"{where}: inputs are {inputs.dtype} of shape {inputs.shape}; accepted: "
+      "uint8, float32 or float64 of shape [N, ...]"
     )
   dtype, scale = kinds[inputs.dtype.name]
-  stack = lambda rows: np.stack(rows).astype(dtype)
+
+  def stack(rows):
+    with np.errstate(over="ignore"):  # infinite then, which is refused
+      return np.stack(rows).astype(dtype)
+
   return Form("input", "class", inputs.shape[1:], dtype, scale, stack)
 
 
 def task_of(
   task: Mapping[str, Any],
-  inputs: Sequence[Any],
-  classes: Sequence[int],
+  inputs: Sequence[Any] | np.ndarray,
+  classes: Sequence[int] | np.ndarray,
   class_names: Sequence[str],
   form: Form | None = None,
 ) -> Task:
@@ -80,7 +91,15 @@ def task_of(
     UserError: a class is none of V, or a slice is not of `train`.
   """
   where = f"task.name = {task['name']!r}"
+  where += f", task.path = {path!r}" if (path := task.get("path")) else ""
   names, found = tuple(class_names), np.asarray(classes)
+  form = form or form_of(np.asarray(inputs), where)
+  for name in names:
+    if not name or name != name.strip() or not name.isprintable():
+      raise UserError(
+        f"{where}: class name {name!r}, expected a printable text without "
+        "spaces around it"
+      )
   if len(set(names)) < max(2, len(names)):
     raise UserError(f"{where}: expected two or more class names, each once")
   if found.shape != (len(inputs),) or found.dtype.kind not in "iu":
@@ -93,7 +112,6 @@ def task_of(
       f"{where}: example {wrong[0]} has class {found[wrong[0]]}, expected 0 to "
       f"{len(names) - 1}"
     )
-  form = form or form_of(np.asarray(inputs))
   order = permutation(
     SPLIT, task["seed"], zlib.crc32(NAME.encode()), len(inputs)
   )
@@ -140,20 +158,32 @@ def load_arrays(task: Mapping[str, Any]) -> Task:
     UserError: the file can't be read, or lacks an array.
   """
   path = path_of(task)
+  found = f"task.path = {path!r}: "
   try:
     with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-  except (OSError, ValueError, EOFError) as error:
-    raise UserError(
-      f"task.path = {path!r}: expected a file .npz of the arrays inputs, "
-      f"classes and, perhaps, class_names ({error})"
-    ) from error
+      arrays = {name: np.asarray(file[name]) for name in file.files}
+  except (OSError, ValueError, EOFError, TypeError, MemoryError) as error:
+    raise UserError(f"{found}{NPZ} ({why(error)})") from error
+  except (zipfile.BadZipFile, AttributeError) as error:
+    raise UserError(f"{found}{NPZ} ({why(error)})") from error
   if lacking := {"inputs", "classes"} - set(arrays):
     raise UserError(
-      f"task.path = {path!r}: lacks the array {min(lacking)!r}, holds "
+      f"{found}lacks the array {min(lacking)!r}, holds "
       f"{', '.join(arrays) or 'none'}"
     )
-  classes = arrays["classes"]
-  most = int(classes.max(initial=-1)) if classes.dtype.kind in "iu" else 1
-  names = arrays.get("class_names", np.arange(most + 1).astype(str))
-  return task_of(task, arrays["inputs"], classes, [str(n) for n in names])
+  inputs, classes = arrays["inputs"], arrays["classes"]
+  if "class_names" in arrays:
+    names = arrays["class_names"]
+    if names.ndim != 1 or names.dtype.kind != "U":
+      raise UserError(
+        f"{found}class_names are {names.dtype} of shape {names.shape}, "
+        "expected texts [V]"
+      )
+    return task_of(task, inputs, classes, [str(n) for n in names])
+  whole = classes.dtype.kind in "iu" and classes.size
+  most = int(classes.max()) if whole else 1
+  if most >= MOST_CLASSES:
+    raise UserError(
+      f"{found}a class is {most}, expected below {MOST_CLASSES}, or class_names"
+    )
+  return task_of(task, inputs, classes, [str(n) for n in range(most + 1)])

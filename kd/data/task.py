@@ -6,7 +6,6 @@
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -197,7 +196,7 @@ def is_resident(
   task: Mapping[str, Any], form: Form, splits: Mapping[str, Split]
 ) -> bool:
   """Decides whether the inputs stay on the device, and logs why."""
-  one = math.prod(form.shape) * np.dtype(form.dtype).itemsize
+  one = form.bytes
   mib = one * sum(map(len, splits.values())) / 2**20
   fits = mib <= task["resident_mib"]
   resident = fits if task["resident"] == "auto" else bool(task["resident"])

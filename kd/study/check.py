@@ -28,6 +28,8 @@ PHASES = ("teacher", "label", "train", "evaluate", "report")
 
 def phases(phase: str) -> tuple[int, int]:
   """Returns the first and the last phase that `--phase` asks for."""
+  if not isinstance(phase, str):
+    raise UserError(f"--phase={phase!r}: expected a text")
   first, colon, last = phase.partition(":")
   if not colon:
     first, last = "", phase
@@ -71,8 +73,12 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
 
 def _teacher(section: Mapping[str, Any]) -> None:
   path = section["path"]
+  if os.path.basename(path) == "teacher.json":
+    raise UserError(
+      f"teacher.path = {path!r}: expected its folder {os.path.dirname(path)!r}"
+    )
   if path and answers.is_answers(path):
-    if not os.path.exists(path):
+    if not os.path.isfile(path) and not answers.is_store(path):
       raise UserError(f"teacher.path = {path!r}: no such file")
     return
   if path:
@@ -130,8 +136,15 @@ def with_the_task(
       transfer_sets.draw(group.signal, task, seeds, start)
     transfer_sets.check_stores(groups, task, starts)
   # What is read whole later is read now, so that no training is lost to it.
-  every = (task.train,) if task.resident else ()
-  for split in (*every, task.validation, task.test):
+  splits = [*((task.train,) if task.resident else ())]
+  splits += [task.validation, task.test]
+  memory(
+    sum(map(len, splits)) * task.train.form.bytes,
+    "the inputs of task.validation and task.test"
+    + (" and task.train" if task.resident else ""),
+    ("task.text_features", "task.image_size", "the slices"),
+  )
+  for split in splits:
     split.arrays()
 
 

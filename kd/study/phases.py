@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from kd import files
+from kd import files, interrupts
 from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
@@ -55,19 +55,23 @@ def run(
   devices = ", ".join(sorted({d.device_kind for d in jax.devices()}))
   logging.info("%d device(s): %s", jax.device_count(), devices)
   folder = folder or workdir.default(settings)
+  _require(settings, folder, first)
   try:
     if PHASES[first] == "report":
       with workdir.claim(folder, settings, 0):
-        _require(settings, folder, first)
         return _report(folder)
-    task = load(settings["task"])
-    check.with_the_task(settings, groups, task)
+    with out_of_memory("reading the task", _sizes(settings["task"])):
+      task = load(settings["task"])
+      check.with_the_task(settings, groups, task)
     need = _bytes_needed(groups, settings, task)
     again = PHASES[first] == "evaluate"
-    with workdir.claim(folder, settings, need, "evaluate" if again else ""):
+    with workdir.claim(folder, settings, need, again):
       logging.info("study %s in %s", settings["study"], folder)
-      _require(settings, folder, first)
       return _Study(settings, task, groups, folder).run(last)
+  except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    raise UserError(
+      f"{error.filename}: {error.strerror}; expected a folder of a study's own"
+    ) from error
   # Orbax and TFDS wrap the system's error in kinds of their own.
   except Exception as error:
     if os.strerror(errno.ENOSPC) not in str(error):
@@ -88,16 +92,33 @@ def _require(settings: Mapping[str, Any], folder: str, first: int) -> None:
   }
   if settings["teacher"]["path"]:
     del left["teacher"]
+  if PHASES[first] == "report":  # reads that alone
+    left = {"evaluate": left["evaluate"]}
   for name in PHASES[:first]:
     path = os.path.join(folder, left.get(name, ""))
-    if not os.path.exists(path):
+    if name in left and not os.path.exists(path):
       raise UserError(
         f"--phase={PHASES[first]}: needs {path}, which phase {name!r} "
         f"leaves; expected --phase={name}:{PHASES[first]}"
       )
+  if PHASES[first] == "evaluate":
+    steps = settings["train"]["steps"]
+    kept = os.listdir(os.path.join(folder, left["train"]))
+    done = max((int(name) for name in kept if name.isdigit()), default=0)
+    if done < steps:
+      raise UserError(
+        f"--phase=evaluate: the training in {folder} is at step {done} of "
+        f"{steps}; expected --phase=train:"
+      )
+
+
+def _sizes(task: Mapping[str, Any]) -> dict[str, int]:
+  """Returns the keys that make inputs large."""
+  return {f"task.{k}": task[k] for k in ("text_features", "image_size")}
 
 
 def _report(folder: str) -> dict[str, Any]:
+  interrupts.say(lambda: f"report of {folder}; the same command goes on there")
   logging.info("report: %s", page.write(folder))
   return files.read_json(os.path.join(folder, "results.json"), "results")
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def digest(section: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def claim(
-  workdir: str, config: Mapping[str, Any], need_bytes: int, free: str = ""
+  workdir: str, config: Mapping[str, Any], need_bytes: int, again: bool = False
 ) -> Generator[None]:
   """Makes a folder a study's own while it runs.
 
@@ -45,8 +46,8 @@ def claim(
     workdir: created if needed.
     config: the resolved config; a folder that holds another is refused.
     need_bytes: how much the study will write at most.
-    free: the one section that may differ from the folder's, whose config is
-      then written anew.
+    again: whether its evaluation is done again: then the section `evaluate`
+      may differ from the folder's, whose config takes it.
 
   Raises:
     UserError: the folder can't be written, has too little room, holds another
@@ -55,11 +56,11 @@ def claim(
   path = os.path.join(workdir, "config.json")
   # JSON has no tuples: compare what would be read back.
   config = json.loads(json.dumps(config))
-  differs = True
+  made: Mapping[str, Any] = {}
   try:
     os.makedirs(workdir, exist_ok=True)
     if os.path.exists(path):
-      differs = _refuse_another(path, config, free)
+      made = _of_the_same(path, config, again)
     lock = open(os.path.join(workdir, ".lock"), "a")  # noqa: SIM115
     room = shutil.disk_usage(workdir).free
     if room < need_bytes:
@@ -78,10 +79,10 @@ def claim(
       raise UserError(
         f"workdir = {workdir!r}: in use by another process"
       ) from error
-    if differs:
+    if made.get("config") != config:
       words = {name: terms.words(arm) for name, arm in config["arms"].items()}
-      made = {"config": config, "words": words, **facts(config)}
-      files.write_json(path, made)
+      new = {"config": config, "words": words, "command": _command()}
+      files.write_json(path, {**facts(config), **made, **new})
     yield
 
 
@@ -96,7 +97,6 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
     "host": f"{platform.machine()}, {os.cpu_count()} cores",
     "commit": _commit(),
     "seed": config["seed"],
-    "command": " ".join(["python", os.path.basename(sys.argv[0]), *_flags()]),
     "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
   }
 
@@ -109,9 +109,10 @@ class Clock:
     self._path = os.path.join(workdir, "seconds.json")
     try:
       with open(self._path) as f:
-        self.seconds = json.load(f)
-    except (OSError, ValueError):
-      self.seconds = {}
+        found = dict(json.load(f))
+    except (OSError, ValueError, TypeError):
+      found = {}
+    self.seconds = {k: v for k, v in found.items() if isinstance(v, float)}
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Generator[None]:
@@ -136,8 +137,11 @@ def _stopped(folder: str, phase: str) -> str:
   return f"phase {phase} of {folder}; the same command {whence}"
 
 
-def _refuse_another(path: str, config: Mapping[str, Any], free: str) -> bool:
-  """Returns whether the config differs from the folder's, in `free` alone."""
+def _of_the_same(
+  path: str, config: Mapping[str, Any], again: bool
+) -> Mapping[str, Any]:
+  """Returns what config.json holds, which may differ in `evaluate` alone, and
+  in that where the evaluation is done again."""
   found = files.read_json(path, "config of a study")
   if not isinstance(found, Mapping) or not isinstance(
     found.get("config"), Mapping
@@ -145,15 +149,16 @@ def _refuse_another(path: str, config: Mapping[str, Any], free: str) -> bool:
     raise UserError(f"{path}: not a study's config")
   ours, theirs = dict(_leaves(config)), dict(_leaves(found["config"]))
   keys = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
-  other = [k for k in keys if not (free and k.startswith(f"{free}."))]
-  if other:
-    key = other[0]
+  other = [k for k in keys if not k.startswith("evaluate.")]
+  if other or (keys and not again):
+    key = (other or keys)[0]
+    mend = "" if other else ", or --phase=evaluate: to evaluate it again"
     raise UserError(
       f"{path}: the workdir holds another study: {key} = {theirs.get(key)!r} "
       f"there, {ours.get(key)!r} here ({len(keys)} keys differ); choose "
-      "another --workdir"
+      f"another --workdir{mend}"
     )
-  return bool(keys)
+  return found
 
 
 def _leaves(node, path=""):
@@ -164,14 +169,23 @@ def _leaves(node, path=""):
     yield path, node
 
 
-def _flags() -> list[str]:
-  """The command's flags, without the folder, which is this machine's, and the
-  phase: what the whole study takes."""
-  return [
-    os.path.relpath(a) if os.path.isabs(a) else a
-    for a in sys.argv[1:]
-    if not a.lstrip("-").startswith(("workdir", "phase"))
-  ]
+def _command() -> str:
+  """Returns the command of the whole study, less what is this machine's: the
+  workdir, the cache; and less the phase."""
+  words = iter(sys.argv[1:])
+  kept = []
+  for word in words:
+    name, equals, _ = word.lstrip("-").partition("=")
+    if word.startswith("-") and name in (
+      "workdir",
+      "phase",
+      "compilation_cache",
+    ):
+      if not equals:
+        next(words, None)
+      continue
+    kept.append(os.path.relpath(word) if os.path.isabs(word) else word)
+  return shlex.join(["python", os.path.basename(sys.argv[0]), *kept])
 
 
 def _commit() -> str:

@@ -31,7 +31,7 @@ def check(
     if not isinstance(section, Mapping):
       raise UserError(f"{at} = {section!r}: expected a section with a name")
     name = section.get("name")
-    if name not in FILTERS:
+    if not isinstance(name, str) or name not in FILTERS:
       raise UserError(
         f"{at}.name = {name!r}: expected one of {', '.join(FILTERS)}"
       )

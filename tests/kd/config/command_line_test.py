@@ -1,16 +1,19 @@
 """Configs from files and the command line, and what is said of their faults."""
 
+import json
 import pathlib
 import tempfile
 import textwrap
 
 import numpy as np
 from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict, config_dict
 
 from kd import config
 from kd.config import command_line, sections
 from kd.config.rules import Key
 from kd.errors import UserError
+from kd.train import arms
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -61,7 +64,10 @@ class OverrideTest(parameterized.TestCase):
     ("student.hidden=(30, 30)", (30, 30)),
     ("student.dropout=0.5", 0.5),
     ("teacher.name=mlp", "mlp"),
-    ("arms.soft.temperature=3", 3),
+    ("arms.soft.temperature=3", 3.0),
+    ("arms.soft.signal.rubric={'x': 1}", {"x": 1}),
+    ("signal.rubric={'x': 1}", {"x": 1}),
+    ("question=a=b", "a=b"),
     ("arms.soft.signal.size=50", 50),
     ("arms.soft.train.optimizer=sgd", "sgd"),
     ("train.learning_rate=1e-4", 1e-4),
@@ -70,6 +76,7 @@ class OverrideTest(parameterized.TestCase):
     made = override(study(), word)
     for name in word.partition("=")[0].split("."):
       made = made[name]
+    made = made.to_dict() if isinstance(made, ConfigDict) else made
     self.assertEqual(made, expected)
 
   def test_every_key_takes_its_usual_value_and_a_sweep(self):
@@ -104,6 +111,10 @@ class OverrideTest(parameterized.TestCase):
     ("train=3", "train is a section"),
     ("arms.soft.temperature.x=3", "arms.soft.temperature is a value"),
     ("arms.soft.temperature.sweep=3", "expected a tuple"),
+    ("arms.soft.temperature.sweep=(1.0, nan)", "of Python's literals"),
+    ("sweep=(1,)", "expected --config.KEY=VALUE"),
+    ("=3", "expected --config.KEY=VALUE"),
+    ("arms..x=3", "expected --config.KEY=VALUE"),
   )
   def test_what_cannot_be_set(self, word, message):
     with self.assertRaisesRegex(UserError, message):
@@ -111,6 +122,58 @@ class OverrideTest(parameterized.TestCase):
 
 
 class DerivedTest(absltest.TestCase):
+  def test_references_follow_what_is_set(self):
+    made = study()
+    made.teacher.train.steps = made.train.get_ref("steps") * 2
+    made.seeds = config_dict.placeholder(int)
+    made.seed = config_dict.required_placeholder(int)
+    with self.assertRaisesRegex(UserError, "the config lacks a value"):
+      config.resolve(override(made, "seeds=3"))
+    found = config.resolve(
+      override(made, "train.steps=30", "seeds=3", "seed=7")
+    )
+    self.assertEqual(found["teacher"]["train"]["steps"], 60)
+    self.assertEqual((found["seeds"], found["seed"]), (3, 7))
+    self.assertEqual(made.train.steps, 400)  # a copy was changed
+
+  def test_whole_numbers_make_the_study_that_floats_make(self):
+    made, same = study(), study()
+    made.signal.temperature, made.train.learning_rate = 4, 1
+    same.signal.temperature, same.train.learning_rate = 4.0, 1.0
+    made.signal.temperatures = (1.0,)
+    found = [json.dumps(config.resolve(x)) for x in (made, same)]
+    self.assertEqual(*found)
+
+  def test_a_sweep_outside_of_arms(self):
+    with self.assertRaisesRegex(
+      UserError, "learning_rate is a sweep, which on"
+    ):
+      config.resolve(override(study(), "train.learning_rate.sweep=(1.0, 2.0)"))
+
+  def test_a_sum_made_on_the_command_line(self):
+    words = ["objective=hard + soft", "hard.target=answer", "hard.weight=0.1"]
+    words += ["soft.temperature=2.0", "soft.divergence=tvd", "soft.weight=0.9"]
+    made = study()
+    made.arms.soft = {"objective": "soft"}
+    found = override(made, *(f"arms.soft.{w}" for w in words))
+    arms.group(config.resolve(found)["arms"])
+
+  def test_what_is_no_config(self):
+    made = study()
+    made.arms.hard.baseline = ["x"]
+    with self.assertRaisesRegex(UserError, "baseline = ..x.*: expected a text"):
+      config.resolve(made)
+    made = study()
+    made.arms.soft.temperature = np.array(2.0)
+    self.assertEqual(config.resolve(made)["arms"]["soft"]["temperature"], 2.0)
+    made.arms.SOFT = made.arms.soft
+    with self.assertRaisesRegex(UserError, "where case does not count"):
+      config.resolve(made)
+    made = study()
+    made.train.warmup_steps = 400
+    with self.assertRaisesRegex(UserError, "warmup_steps = 400: expected few"):
+      config.resolve(made)
+
   def test_a_sweep_for_a_value_and_a_value_for_a_sweep(self):
     made = study().lock()
     made.arms.soft.temperature = config.sweep(1.0, 2.0)
@@ -151,6 +214,17 @@ class FileTest(parameterized.TestCase):
     ("x = 3\n", "mine.py: has no function get_config"),
     ("def get_config(:\n", "mine.py:1: "),
     ("get_config = 3\n", "mine.py"),
+    ("raise KeyboardInterrupt", "mine.py:1, in <module>: KeyboardInterrupt"),
+    ("raise ValueError", "mine.py:1, in <module>: ValueError"),
+    ("exec('1+')", "mine.py:1, in <module>: SyntaxError: invalid syntax"),
+    (
+      "from kd.errors import UserError\nraise UserError('told')",
+      "mine.py:2, in <module>: told",
+    ),
+    (
+      "class E(Exception):\n  def __str__(self):\n    1 / 0\nraise E",
+      "mine.py:4, in <module>: E$",
+    ),
   )
   def test_faults_are_named_with_their_place(self, text, message):
     with self.assertRaisesRegex(UserError, message):
@@ -159,6 +233,27 @@ class FileTest(parameterized.TestCase):
   def test_an_argument_that_is_not_taken(self):
     with self.assertRaisesRegex(UserError, "takes no argument"):
       self.read("def get_config():\n  pass\n", ":smoke")
+
+  def test_dataclasses_neighbours_and_colons(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory(prefix="a:b"))
+    pathlib.Path(folder, "beside_the_config.py").write_text("SEEDS = 3\n")
+    path = pathlib.Path(folder, "mine.py")
+    path.write_text(
+      "from __future__ import annotations\n"
+      "import dataclasses\n"
+      "import beside_the_config\n"
+      "from kd.config import defaults\n"
+      "@dataclasses.dataclass\n"
+      "class A:\n"
+      "  x: int = 3\n"
+      "def get_config(arg=''):\n"
+      "  config = defaults()\n"
+      "  config.study = arg\n"
+      "  config.seeds = beside_the_config.SEEDS\n"
+      "  return config\n"
+    )
+    made = command_line.read(f"{path}:x:y")
+    self.assertEqual((made.study, made.seeds), ("x:y", 3))
 
   def test_no_file(self):
     with self.assertRaisesRegex(UserError, "no file /nowhere.py"):

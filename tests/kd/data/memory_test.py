@@ -62,6 +62,14 @@ class ArraysTest(parameterized.TestCase):
     (dict(classes=np.arange(40) - 1), "example 0 has class -1, expected 0 to"),
     (dict(classes=np.zeros(40, int)), "two or more class names"),
     (dict(class_names=np.array(["a", "a"])), "class names, each once"),
+    (dict(class_names=np.array(["a", "b "] * 2)), "class name 'b ', expected"),
+    (dict(class_names=np.array([b"a", b"b"])), r"class_names are \|S1"),
+    (dict(class_names=np.array("a")), "class_names are"),
+    (dict(inputs=np.array(3.0)), r"inputs are float64 of shape \(\)"),
+    (dict(inputs=np.zeros((40, 0))), r"of shape \(40, 0\)"),
+    (dict(classes=np.full(40, 2**62)), "expected below 1048576"),
+    (dict(classes=np.full(40, 2**64 - 1, np.uint64)), "expected below 1048576"),
+    (dict(inputs=np.array([["a"]] * 40)), "inputs are <U1"),
   )
   def test_what_is_wrong_with_them(self, change, message):
     inputs, classes = arrays()
@@ -76,10 +84,19 @@ class ArraysTest(parameterized.TestCase):
       load(dict(SLICES, name="arrays"))
     with self.assertRaisesRegex(UserError, "task.path = '/nowhere'.*npz"):
       load(dict(SLICES, name="arrays", path="/nowhere"))
-    task = self.file(x=np.zeros(3))
-    pathlib.Path(task["path"]).write_bytes(b"PK nonsense")
-    with self.assertRaisesRegex(UserError, "expected a file .npz"):
-      load(task)
+    whole = self.file(x=np.zeros(3))
+    path = pathlib.Path(whole["path"])
+    text = path.read_bytes()
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    for broken in (
+      b"PK nonsense",
+      b"",
+      text[:-10],
+      path.with_suffix(".npy").read_bytes(),
+    ):
+      path.write_bytes(broken)
+      with self.assertRaisesRegex(UserError, "expected a file .npz"):
+        load(whole)
 
   def test_a_function_of_ones_own(self):
     inputs, classes = arrays()

@@ -136,11 +136,9 @@ class PhaseTest(Workdir):
   def test_only_the_report(self):
     made = options(hard=small.HARD)
     whole = study.run(made, self.workdir)
-    for name in ("signals", "checkpoints", "tensorboard"):
+    for name in ("signals", "checkpoints", "tensorboard", "teacher"):
       shutil.rmtree(os.path.join(self.workdir, name))
     os.remove(os.path.join(self.workdir, "report.html"))
-    for name in ("signals", "checkpoints"):
-      os.makedirs(os.path.join(self.workdir, name))
     with mock.patch.object(phases, "load") as load:
       results = study.run(made, self.workdir, "report:")
     load.assert_not_called()
@@ -163,16 +161,38 @@ class PhaseTest(Workdir):
       pathlib.Path(self.workdir, "metrics.jsonl").read_bytes(), steps
     )
     self.assertEqual(study.run(made, self.workdir)["metric"], "nll")
+    with self.assertRaisesRegex(UserError, "or --phase=evaluate: to evaluate"):
+      study.run(options(hard=small.HARD, soft=small.SOFT), self.workdir)
     made.train.steps = 41
-    with self.assertRaisesRegex(UserError, "another study: .*train.steps = 40"):
+    with self.assertRaisesRegex(UserError, "is at step 40 of 41; expected -"):
+      study.run(made, self.workdir, "evaluate:")
+    made.train.update(steps=40, learning_rate=0.1)
+    with self.assertRaisesRegex(UserError, "another study: .*learning_rate"):
       study.run(made, self.workdir, "evaluate:")
 
+  def test_what_cannot_begin_leaves_the_workdir_alone(self):
+    made = options(hard=small.HARD)
+    for phase in ("label:", "train:", "evaluate:", "report:"):
+      with self.assertRaisesRegex(UserError, f"--phase={phase[:-1]}: needs"):
+        study.run(made, self.workdir, phase)
+      self.assertFalse(os.path.exists(self.workdir))
+    study.run(made, self.workdir, "label")
+    before = pathlib.Path(self.workdir, "config.json").read_bytes()
+    made.evaluate.bins = 7
+    with self.assertRaisesRegex(UserError, "needs .*checkpoints"):
+      study.run(made, self.workdir, "evaluate:")
+    after = pathlib.Path(self.workdir, "config.json").read_bytes()
+    self.assertEqual(before, after)
+
   def test_the_command_is_that_of_the_whole_study(self):
-    flags = ["main.py", "--config=a.py", "--workdir=x", "--phase=label"]
+    flags = ["main.py", "--config=a.py", "--workdir", "x", "--phase=label"]
+    flags += ["--compilation_cache=/c", "--config.question=a b"]
     with mock.patch.object(sys, "argv", flags):
       study.run(options(hard=small.HARD), self.workdir, "teacher")
     made = json.loads(pathlib.Path(self.workdir, "config.json").read_text())
-    self.assertEqual(made["command"], "python main.py --config=a.py")
+    self.assertEqual(
+      made["command"], "python main.py --config=a.py '--config.question=a b'"
+    )
 
 
 class DamagedInputTest(Workdir):
@@ -211,6 +231,19 @@ class DamagedInputTest(Workdir):
     pathlib.Path(self.workdir, "config.json").write_text(text)
     with self.assertRaisesRegex(UserError, "config.json: (no readable|not a)"):
       study.run(options(hard=small.HARD), self.workdir)
+
+  @parameterized.parameters("teacher", "signals", "checkpoints")
+  def test_a_file_where_a_folder_goes(self, name):
+    os.makedirs(self.workdir)
+    pathlib.Path(self.workdir, name).write_text("")
+    with self.assertRaisesRegex(UserError, f"{name}.*: "):
+      study.run(options(hard=small.HARD), self.workdir)
+
+  @parameterized.parameters("[]", '{"teacher": "x"}', "3")
+  def test_seconds_that_are_none(self, text):
+    os.makedirs(self.workdir)
+    pathlib.Path(self.workdir, "seconds.json").write_text(text)
+    study.run(options(hard=small.HARD), self.workdir, "teacher")
 
   def test_results_that_cannot_be_written(self):
     os.makedirs(os.path.join(self.workdir, "results.json"))
