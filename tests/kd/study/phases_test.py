@@ -279,6 +279,7 @@ class SignalTest(Workdir):
       text=True,
       cwd=ROOT,
     )
+    self.addCleanup(process.kill)
     kept = {"teacher": "teacher/checkpoints", "train": "checkpoints"}.get(phase)
     while kept and process.poll() is None:
       folder = pathlib.Path(self.workdir, kept)
@@ -300,6 +301,18 @@ class SignalTest(Workdir):
         lines[0],
         rf"{number.name}: phase {phase} of .*; .* goes on from step [1-9]",
       )
+
+  def test_a_reader_of_the_errors_that_is_gone(self):
+    process = subprocess.Popen(
+      command("--config=configs/digits.py:smoke", f"--workdir={self.workdir}"),
+      stderr=subprocess.PIPE,
+      cwd=ROOT,
+    )
+    assert process.stderr is not None
+    process.stderr.close()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    self.assertEqual(process.wait(10), 143)
 
 
 class DivergenceTest(Workdir):
