@@ -116,15 +116,15 @@ def _is_text(value) -> bool:
   return isinstance(value, str) and value.isprintable()
 
 
-NAME_FORM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]{0,63}")
+NAME_FORM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 TEXT = Check("a text without control characters", _is_text)
 PROSE = Check(
   "a text, its only control characters newlines",
   lambda v: isinstance(v, str) and _is_text(v.replace("\n", " ")),
 )
 NAME = Check(
-  "a name of up to 64 letters, digits, _, + and -, which does not begin with "
-  "one of the last two",
+  "a name of up to 64 letters, digits, _, ., + and -, which does not begin "
+  "with one of the last three",
   lambda v: isinstance(v, str) and NAME_FORM.fullmatch(v) is not None,
 )
 FLAG = Check("True or False", lambda v: isinstance(v, bool))
