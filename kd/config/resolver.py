@@ -104,7 +104,7 @@ def _merge(name: str, arm: dict, tree: Mapping) -> dict[str, Any]:
     merged[section] = sections.floats(section, merged[section])
   _check_signal(f"arms.{name}.signal", merged["signal"], tree["filters"])
   _check_student(f"arms.{name}.student", merged["student"])
-  sections.check_optimizer(f"arms.{name}.train", merged["train"])
+  sections.check_train(f"arms.{name}.train", merged["train"])
   return merged
 
 

@@ -70,23 +70,23 @@ def integer(low: int, high: int = INT32) -> Check:
 
 
 def integers(low: int, high: int = INT32) -> Check:
-  return each(integer(low, high), "whole numbers", f">= {low}")
+  return tuple_of(integer(low, high))
 
 
-def numbers(rule: Check) -> Check:
+def tuple_of(rule: Check, *, most: int | None = None, least: int = 0) -> Check:
+  """A tuple of `least` to `most` values that `rule` accepts, which may itself
+  be of tuples; `most` of None is any number."""
+  count = f" of {least} to {most}" if least else f" of at most {most}"
+  if most is None:
+    count = f" of at least {least}" if least else ""
   return Check(
-    f"a tuple of at least one, each {rule.words}",
+    f"a tuple{count}, each {rule.words}",
     lambda v: (
-      isinstance(v, tuple | list) and len(v) > 0 and all(map(rule.accepts, v))
+      isinstance(v, tuple | list)
+      and least <= len(v)
+      and (most is None or len(v) <= most)
+      and all(map(rule.accepts, v))
     ),
-  )
-
-
-def each(rule: Check, what: str, words: str) -> Check:
-  """A tuple, perhaps empty, of what a rule accepts."""
-  return Check(
-    f"a tuple of {what} {words}".rstrip(),
-    lambda v: isinstance(v, tuple | list) and all(map(rule.accepts, v)),
   )
 
 
@@ -127,6 +127,9 @@ NAME = Check(
   "with one of the last three",
   lambda v: isinstance(v, str) and NAME_FORM.fullmatch(v) is not None,
 )
+RATE = dataclasses.replace(
+  number(low=0, below=1), words="a rate in [0, 1)", traced=False
+)
 FLAG = Check("True or False", lambda v: isinstance(v, bool))
 REGEX = Check("a regular expression", _is_regex)
 WEIGHTS = Check(
@@ -165,22 +168,3 @@ def check_keys(path: str, found: Mapping, rules: Mapping[str, Check]) -> None:
     if key not in found:
       raise UserError(f"{path}.{key} is missing: expected {rule.words}")
     check(f"{path}.{key}", found[key], rule)
-
-
-def tuple_of(rule: Check, *, most: int, least: int = 0) -> Check:
-  """A tuple of `least` to `most` values that `rule` accepts, which may itself
-  be of tuples."""
-  count = f"{least} to {most}" if least else f"at most {most}"
-  return Check(
-    f"a tuple of {count}, each {rule.words}",
-    lambda v: (
-      isinstance(v, tuple | list)
-      and least <= len(v) <= most
-      and all(map(rule.accepts, v))
-    ),
-  )
-
-
-RATE = dataclasses.replace(
-  number(low=0, below=1), words="a rate in [0, 1)", traced=False
-)

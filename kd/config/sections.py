@@ -24,8 +24,8 @@ from kd.config.rules import (
   integer,
   integers,
   number,
-  numbers,
   optional,
+  tuple_of,
 )
 from kd.errors import UserError
 
@@ -85,7 +85,7 @@ SIGNAL = {
   "keep": Key("dense", choice("dense", "top_k")),
   "k": Key(128, integer(1)),  # of top_k
   # At which top_k knows the tail.
-  "temperatures": Key((1.0,), numbers(number(above=0))),
+  "temperatures": Key((1.0,), tuple_of(number(above=0), least=1)),
   # Of the logits; int8 is in blocks.
   "dtype": Key("float32", choice("float32", "bfloat16", "int8")),
   "samples": Key(16, integer(0, 4096)),  # K
@@ -192,7 +192,7 @@ def fill(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
   return section
 
 
-def check_optimizer(path: str, train: Mapping[str, Any]) -> None:
+def check_train(path: str, train: Mapping[str, Any]) -> None:
   """Refuses a weight decay that the optimiser would ignore, and a warm-up that
   would not end."""
   if train["warmup_steps"] >= train["steps"]:

@@ -99,7 +99,7 @@ def _teacher(section: Mapping[str, Any]) -> None:
     raise UserError("teacher.name is missing: expected a model's name")
   options = {k: v for k, v in section.items() if k not in sections.TEACHER}
   models.check("teacher", options)
-  sections.check_optimizer("teacher.train", section["train"])
+  sections.check_train("teacher.train", section["train"])
 
 
 def with_the_task(
@@ -136,12 +136,13 @@ def with_the_task(
       transfer_sets.draw(group.signal, task, seeds, start)
     transfer_sets.check_stores(groups, task, starts)
   # What is read whole later is read now, so that no training is lost to it.
-  splits = [*((task.train,) if task.resident else ())]
-  splits += [task.validation, task.test]
+  # A black box's answers bring train and validation splits of their own.
+  splits = [task.test]
+  if not model.has_answers(settings["teacher"]):
+    splits += [task.validation, *((task.train,) if task.resident else ())]
   memory(
     sum(map(len, splits)) * task.train.form.bytes,
-    "the inputs of task.validation and task.test"
-    + (" and task.train" if task.resident else ""),
+    f"what is read of the task's inputs ({len(splits)} splits)",
     ("task.text_features", "task.image_size", "the slices"),
   )
   for split in splits:

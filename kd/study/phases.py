@@ -27,7 +27,7 @@ from kd.report import page
 from kd.study import check, transfer_sets, workdir
 from kd.study.check import PHASES
 from kd.teachers import answers, black_box, model
-from kd.train import arms, coverage, loop, program
+from kd.train import arms, checkpoint, coverage, loop, program
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
 from kd.train.logs import Metrics
@@ -103,8 +103,7 @@ def _require(settings: Mapping[str, Any], folder: str, first: int) -> None:
       )
   if PHASES[first] == "evaluate":
     steps = settings["train"]["steps"]
-    kept = os.listdir(os.path.join(folder, left["train"]))
-    done = max((int(name) for name in kept if name.isdigit()), default=0)
+    done = checkpoint.newest(os.path.join(folder, left["train"]))
     if done < steps:
       raise UserError(
         f"--phase=evaluate: the training in {folder} is at step {done} of "

@@ -21,6 +21,7 @@ import jax
 from kd import files, interrupts
 from kd.errors import UserError, why
 from kd.objectives import terms
+from kd.train import checkpoint
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
@@ -130,10 +131,8 @@ def _stopped(folder: str, phase: str) -> str:
   places = {"teacher": "teacher/checkpoints", "train": "checkpoints"}
   whence = "begins that phase again, with what is done of it"
   if phase in places:
-    with contextlib.suppress(OSError):
-      kept = os.listdir(os.path.join(folder, places[phase]))
-      steps = [int(name) for name in kept if name.isdigit()]
-      whence = f"goes on from step {max(steps, default=0)}"
+    step = checkpoint.newest(os.path.join(folder, places[phase]))
+    whence = f"goes on from step {step}"
   return f"phase {phase} of {folder}; the same command {whence}"
 
 

@@ -17,6 +17,12 @@ from absl import logging
 from kd.errors import UserError, why
 
 
+def newest(folder: str | os.PathLike) -> int:
+  """Returns the step of the newest checkpoint in a folder, 0 without one."""
+  kept = os.listdir(folder) if os.path.isdir(folder) else []
+  return max((int(name) for name in kept if name.isdigit()), default=0)
+
+
 class Checkpoints:
   """The checkpoints of one training, in a folder.
 
