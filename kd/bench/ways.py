@@ -111,7 +111,7 @@ def study(
   transfers = {
     transfer_of(settings["signal"]): Transfer(task.train, signal, rows)
   }
-  groups = coverage.bind(groups, transfers, classes)
+  groups = coverage.bind(groups, [transfers], classes)
   setup = Setup(
     task=task,
     transfers=transfers,
@@ -133,11 +133,12 @@ def in_one_program(
   step = program.make_interval(groups, setup, one_by_one)
   placed = resident(setup)
   seeds = jnp.asarray(setup.seeds, jnp.uint32)
+  numbers = arms.numbers_of(groups)
 
   def run():
-    state, done, logs = init(seeds), 0, None
+    state, done, logs = init(seeds, numbers), 0, None
     for stop, xs in intervals(setup, done):
-      state, logs = step(state, seeds, xs, jnp.int32(done), placed)
+      state, logs = step(state, seeds, xs, numbers, jnp.int32(done), placed)
       done = stop
     return jax.block_until_ready((state, logs))
 

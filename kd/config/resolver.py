@@ -41,12 +41,6 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
       raise UserError(f"{key} is missing from the config")
     sections.check_section(key, key, tree[key])
     tree[key] = sections.floats(key, tree[key])
-  last = tree["seed"] + tree["seeds"] - 1
-  if last >= 2**32:
-    raise UserError(
-      f"seed = {tree['seed']}: with seeds = {tree['seeds']} the last is "
-      f"{last}, expected at most {2**32 - 1}"
-    )
   for section in ("arms", "filters"):
     seen: dict[str, str] = {}
     for name in tree[section]:

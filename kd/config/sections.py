@@ -31,6 +31,12 @@ from kd.errors import UserError
 
 MOST_ROWS = 2**20  # of a batch
 SEED = integer(0, 2**32 - 1)
+SIGNAL_SEED = integer(0, 2**32 - 3)
+COUNT = integer(1, 10_000)
+COUNTS = Check(
+  f"{COUNT.words}, or a tuple of them",
+  lambda v: COUNT.accepts(v) or tuple_of(COUNT, least=1).accepts(v),
+)
 STUDY = Check(f"'' or {NAME.words}", lambda v: v == "" or NAME.accepts(v))
 SECTION = Check("a section", lambda v: isinstance(v, Mapping))
 
@@ -91,7 +97,7 @@ SIGNAL = {
   "samples": Key(16, integer(0, 4096)),  # K
   "temperature": Key(1.0, number(above=0)),  # at which samples are drawn
   # A black box that is made here draws with this and the next two.
-  "seed": Key(0, integer(0, 2**32 - 3)),
+  "seed": Key(0, SIGNAL_SEED),
   "path": Key("", TEXT),  # a store in the signals/ of an earlier study
   # Examples; what a kill can cost at most.
   "shard_size": Key(16384, integer(1, 2**24)),
@@ -101,6 +107,11 @@ SECTIONS: dict[str, Any] = {
   "question": Key("", PROSE),
   "seeds": Key(5, integer(1, 100_000)),  # how many
   "seed": Key(0, SEED),  # the first
+  # How often all of it is done again, and what changes (kd.study.replicates).
+  "replicates": {
+    "count": Key(1, COUNTS),
+    "vary": Key((), tuple_of(choice("split", "teacher", "signal"))),
+  },
   "baseline": Key("hard", TEXT),
   "task": {
     "name": Key("digits", TEXT),  # any TFDS name, or one of kd.data.registry

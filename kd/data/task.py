@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,17 @@ class Split:
       return np.empty((*rows.shape, *self._form.shape), self._form.dtype)
     distinct, inverse = np.unique(rows, return_inverse=True)
     return self._load(distinct)[0][inverse.reshape(rows.shape)]
+
+
+def joined(parts: Sequence[Split]) -> Split:
+  """Returns splits of one form one after another, as a split in memory."""
+  if len(parts) == 1:
+    return parts[0]
+  whole = Split(sum(map(len, parts)), parts[0].form, "splits joined")
+  inputs, labels = zip(*(part.arrays() for part in parts), strict=True)
+  whole._arrays = np.concatenate(inputs), np.concatenate(labels)
+  whole._labels = whole._arrays[1]
+  return whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -125,9 +125,8 @@ def label(folder: str, plan: Plan) -> None:
       about = store.write_shard(path, plan.schema, parts)
       about["error"] = _worst(errors)
       files.write_json(f"{path}.json", about)
-      logging.info(
-        "labelled %s: examples %d to %d of %d", name, first, end, plan.count
-      )
+      if len(left) > 1:
+        logging.info("labelled examples %d to %d of %d", first, end, plan.count)
   hosts.wait_for_all(f"{folder} labelled")
   if own == 0:
     _finish(partial, folder, plan)

@@ -16,11 +16,13 @@ import jax
 from kd import models
 from kd.config import sections
 from kd.errors import UserError, brief
+from kd.study import replicates
 from kd.teachers import answers, funnel
 from kd.train import arms
 
 if TYPE_CHECKING:  # these take seconds to import
   from kd.data.task import Task
+  from kd.study.replicates import Replicate
   from kd.teachers.model import Teacher
 
 PHASES = ("teacher", "label", "train", "evaluate", "report")
@@ -68,6 +70,7 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
         "black box's, is stored; expected False"
       )
   _teacher(settings["teacher"])
+  replicates.check(settings)
   return groups
 
 
@@ -103,7 +106,7 @@ def _teacher(section: Mapping[str, Any]) -> None:
 
 
 def with_the_task(
-  settings: Mapping[str, Any], groups: Sequence[arms.Group], task: "Task"
+  replicate: "Replicate", groups: Sequence[arms.Group], task: "Task"
 ) -> None:
   """Checks all that the task's classes, inputs and examples decide.
 
@@ -113,6 +116,7 @@ def with_the_task(
   from kd.study import transfer_sets
   from kd.teachers import black_box, model
 
+  settings = replicate.settings
   asks = answers.is_black_box(settings["teacher"])
   arms.check_classes(groups, task.num_classes)
   model.check(settings["teacher"], task)
@@ -129,11 +133,10 @@ def with_the_task(
   if asks:
     black_box.check(task)  # what there is to draw from isn't known yet
   else:
-    seeds = seeds_of(settings)
     starts = transfer_sets.first_rows(settings, task)
     for group in groups:
       start = starts[group.signal["pool"]]
-      transfer_sets.draw(group.signal, task, seeds, start)
+      transfer_sets.draw(group.signal, task, replicate.draws, start)
     transfer_sets.check_stores(groups, task, starts)
   # What is read whole later is read now, so that no training is lost to it.
   # A black box's answers bring train and validation splits of their own.
@@ -192,11 +195,6 @@ def _batches(settings: Mapping[str, Any], task: "Task") -> None:
       f"= {train['batch_size']} for each seed",
       (f"{path}.batch_size", f"{path}.log_every"),
     )
-
-
-def seeds_of(settings: Mapping[str, Any]) -> list[int]:
-  """Returns the seed of each run of an arm."""
-  return [settings["seed"] + s for s in range(settings["seeds"])]
 
 
 def with_the_teacher(

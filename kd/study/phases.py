@@ -22,10 +22,11 @@ from kd import files, interrupts
 from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
-from kd.evaluate import cost, scores, stats, verdict
+from kd.evaluate import cost, scores, verdict
 from kd.report import page
-from kd.study import check, transfer_sets, workdir
+from kd.study import check, outcome, replicates, transfer_sets, workdir
 from kd.study.check import PHASES
+from kd.study.replicates import Replicate
 from kd.teachers import answers, black_box, model
 from kd.train import arms, checkpoint, coverage, loop, program
 from kd.train.batches import Setup, Transfer
@@ -60,14 +61,16 @@ def run(
     if PHASES[first] == "report":
       with workdir.claim(folder, settings, 0):
         return _report(folder)
+    made = []
     with out_of_memory("reading the task", _sizes(settings["task"])):
-      task = load(settings["task"])
-      check.with_the_task(settings, groups, task)
-    need = _bytes_needed(groups, settings, task)
+      for of in replicates.of(settings, folder):
+        made.append(_One(of, load(of.settings["task"])))
+        check.with_the_task(of, groups, made[-1].task)
+    need = len(made) * _bytes_needed(groups, settings, made[0].task)
     again = PHASES[first] == "evaluate"
     with workdir.claim(folder, settings, need, again):
       logging.info("study %s in %s", settings["study"], folder)
-      return _Study(settings, task, groups, folder).run(last)
+      return _Study(settings, groups, folder, made).run(last)
   except (FileExistsError, NotADirectoryError, PermissionError) as error:
     raise UserError(
       f"{error.filename}: {error.strerror}; expected a folder of a study's own"
@@ -94,19 +97,22 @@ def _require(settings: Mapping[str, Any], folder: str, first: int) -> None:
     del left["teacher"]
   if PHASES[first] == "report":  # reads that alone
     left = {"evaluate": left["evaluate"]}
+  every = [one.folder for one in replicates.of(settings, folder)]
   for name in PHASES[:first]:
-    path = os.path.join(folder, left.get(name, ""))
-    if name in left and not os.path.exists(path):
-      raise UserError(
-        f"--phase={PHASES[first]}: needs {path}, which phase {name!r} "
-        f"leaves; expected --phase={name}:{PHASES[first]}"
-      )
-  if PHASES[first] == "evaluate":
+    places = [folder] if name == "evaluate" else every
+    for place in places if name in left else ():
+      path = os.path.join(place, left[name])
+      if not os.path.exists(path):
+        raise UserError(
+          f"--phase={PHASES[first]}: needs {path}, which phase {name!r} "
+          f"leaves; expected --phase={name}:{PHASES[first]}"
+        )
+  for place in every if PHASES[first] == "evaluate" else ():
     steps = settings["train"]["steps"]
-    done = checkpoint.newest(os.path.join(folder, left["train"]))
+    done = checkpoint.newest(os.path.join(place, left["train"]))
     if done < steps:
       raise UserError(
-        f"--phase=evaluate: the training in {folder} is at step {done} of "
+        f"--phase=evaluate: the training in {place} is at step {done} of "
         f"{steps}; expected --phase=train:"
       )
 
@@ -123,56 +129,69 @@ def _report(folder: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass
-class _Study:
-  """One run of a study: what its phases share.
+class _One:
+  """A replicate, and what the phases have made of it.
 
   Of a black box, `task` is replaced by the task that its answers make.
   """
 
-  settings: Mapping[str, Any]
+  of: Replicate
   task: Task
+  teacher: model.Teacher | None = None
+  box: black_box.BlackBox | None = None
+  pools: transfer_sets.Pools | None = None
+  transfers: Mapping[str, Transfer] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _Study:
+  """One run of a study: what its phases share."""
+
+  settings: Mapping[str, Any]
   groups: Sequence[arms.Group]
   folder: str
+  replicates: Sequence[_One]
 
   def __post_init__(self):
-    self.clock = workdir.Clock(self.folder)
-    self.seeds = check.seeds_of(self.settings)
+    self.clock = workdir.Clock(
+      self.folder, [one.of.folder for one in self.replicates]
+    )
     self.batch = self.settings["evaluate"]["batch_size"]
-    self.teacher: model.Teacher | None = None
-    self.box: black_box.BlackBox | None = None
+    self.compiled: loop.Programs | None = None
 
   def run(self, last: int) -> dict[str, Any] | None:
     with self.clock.phase("teacher"):
-      if not model.has_answers(self.settings["teacher"]):
-        self.teacher = self._teacher()
-      self.warnings = check.with_the_teacher(self.settings, self.teacher)
-      if answers.is_black_box(self.settings["teacher"]):
-        with self._memory("asking the teacher"):
-          self.box = black_box.obtain(
-            self.settings, self.task, self.folder, self.teacher
-          )
-        self.task = self.box.task
-    self.pools = transfer_sets.Pools(
-      self.settings, self.task, self.seeds, self.folder, self.teacher, self.box
-    )
+      self._teachers()
     if last < PHASES.index("label"):
       return None
     with self.clock.phase("label"), self._memory("labelling"):
-      transfers = self.pools.transfers(self.groups)
-      self.groups = coverage.bind(self.groups, transfers, self.task.num_classes)
+      for one in self.replicates:
+        one.pools = transfer_sets.Pools(one.of, one.task, one.teacher, one.box)
+        one.transfers = one.pools.transfers(self.groups)
+      every = [one.transfers for one in self.replicates]
+      classes = self.replicates[0].task.num_classes
+      self.groups = coverage.bind(self.groups, every, classes)
     if last < PHASES.index("train"):
       return None
-    with self.clock.phase("train"):
-      states = self._train(transfers)
+    scored, cost_of = [], {}
+    for one in self.replicates:
+      with self.clock.phase("train"):
+        states = self._train(one)
+      if last >= PHASES.index("evaluate"):
+        logging.info("evaluating %d arms", len(self.settings["arms"]))
+        with self.clock.phase("evaluate"), self._memory("evaluating"):
+          scored.append(self._evaluate(one, states))
+          cost_of = cost_of or self._cost(one, states)
     if last < PHASES.index("evaluate"):
       return None
-    logging.info("evaluating %d arms; compiling", len(self.settings["arms"]))
-    with self.clock.phase("evaluate"), self._memory("evaluating"):
-      results = self._evaluate(states, transfers)
-      times = self._latency(results, states)
+    with self.clock.phase("evaluate"):
+      results = outcome.results(self.settings, scored, self._facts())
+    results["models"] = cost_of["models"]
     if warnings := [*self.warnings, *verdict.warnings(results)]:
       results["warnings"] = warnings
-    results["provenance"] = self._provenance() | {"latency_seconds": times}
+    results["provenance"] = self._provenance() | {
+      "latency_seconds": cost_of["seconds"]
+    }
     files.write_json(os.path.join(self.folder, "results.json"), results)
     if last < PHASES.index("report"):
       return files.read_json(os.path.join(self.folder, "results.json"), "")
@@ -183,136 +202,156 @@ class _Study:
     batch = {"evaluate.batch_size": self.batch}
     return out_of_memory(doing, {**(lower or {}), **batch})
 
-  def _teacher(self) -> model.Teacher:
+  def _teachers(self) -> None:
+    """Trains or loads each replicate's teacher, and asks a black box."""
+    settings, warnings = self.settings, []
+    if not model.has_answers(settings["teacher"]):
+      made = self._obtain()
+      for one, teacher in zip(self.replicates, made, strict=True):
+        one.teacher = teacher
+    for one in self.replicates:
+      warnings += check.with_the_teacher(settings, one.teacher)
+      if answers.is_black_box(settings["teacher"]):
+        with self._memory("asking the teacher"):
+          one.box = black_box.obtain(
+            one.of.settings, one.task, one.of.folder, one.teacher
+          )
+        one.task = one.box.task
+    self.warnings = list(dict.fromkeys(warnings))
+
+  def _obtain(self) -> list[model.Teacher]:
     train = self.settings["teacher"]["train"]
-    seeds = [self.settings["teacher"]["seed"]]
-    log = Metrics(self.folder, seeds, train["steps"], "teacher", write=False)
+    log = Metrics(self.folder, [], train["steps"], "teacher", write=False)
     lower = {"teacher.train.batch_size": train["batch_size"]}
+    wanted = [
+      model.Wanted(
+        one.of.settings["teacher"],
+        one.task,
+        os.path.join(one.of.folder, "teacher"),
+      )
+      for one in self.replicates
+    ]
     try:
       with self._memory("training the teacher", lower):
         return model.obtain(
-          self.settings["teacher"],
-          self.task,
-          os.path.join(self.folder, "teacher"),
+          wanted,
           batch=self.batch,
           on_log=log,
           on_resume=log.resume,
+          room_mib=self.settings["task"]["resident_mib"],
         )
     finally:
       log.close()
 
-  def _train(self, transfers: Mapping[str, Transfer]) -> dict[str, TrainState]:
+  def _train(self, one: _One) -> dict[str, TrainState]:
     settings = self.settings
     setup = Setup(
-      task=self.task,
-      transfers=transfers,
-      seeds=self.seeds,
+      task=one.task,
+      transfers=one.transfers,
+      seeds=one.of.seeds,
       train=settings["train"],
       eval_batch=self.batch,
       devices=settings["mesh"]["seeds"],
     )
     checkpoints = Checkpoints(
-      os.path.join(self.folder, "checkpoints"), settings["train"]["keep"]
+      os.path.join(one.of.folder, "checkpoints"), settings["train"]["keep"]
     )
-    log = Metrics(self.folder, self.seeds, settings["train"]["steps"], "train")
+    name, board = "train", ""
+    if len(self.replicates) > 1:
+      board = f"replicate {one.of.number}"
+      name = f"train, {board} of {len(self.replicates)}"
+    log = Metrics(
+      self.folder, one.of.seeds, settings["train"]["steps"], name, board=board
+    )
     lower = {"train.batch_size": settings["train"]["batch_size"]}
     try:
-      with self._memory("training", {**lower, "seeds": len(self.seeds)}):
-        return loop.fit(self.groups, setup, checkpoints, log, log.resume)
+      with self._memory("training", {**lower, "seeds": len(one.of.seeds)}):
+        self.compiled = self.compiled or loop.programs(self.groups, setup)
+        return loop.fit(
+          self.groups, setup, checkpoints, log, log.resume, self.compiled
+        )
     finally:
       log.close()
       checkpoints.close()
 
-  def _evaluate(self, states, transfers) -> dict[str, Any]:
-    settings, task = self.settings, self.task
-    options = settings["evaluate"]
-    bins = options["bins"]
-    said, teacher_scores, teacher_bins = self._judge_teacher()
+  def _evaluate(
+    self, one: _One, states: Mapping[str, TrainState]
+  ) -> outcome.Scored:
+    options = self.settings["evaluate"]
+    said, teacher_scores, teacher_bins = self._judge_teacher(one)
     values, bins_of = {}, {}
     for group in self.groups:
       for name in group.names:
         values[name], bins_of[name] = scores.arm(
           group,
           states[name],
-          task,
+          one.task,
           said,
           batch=self.batch,
-          bins=bins,
+          bins=options["bins"],
           shift_classes=options["shift_classes"],
         )
-    summary = stats.summarise(
-      {name: values[name] for name in settings["arms"]},
-      {name: arm["baseline"] for name, arm in settings["arms"].items()},
+    arms = self.settings["arms"]
+    assert one.pools is not None  # the phase before made them
+    return outcome.Scored(
+      seeds=one.of.seeds,
+      teacher=teacher_scores,
+      teacher_reliability=teacher_bins,
+      values={name: values[name] for name in arms},
+      reliability=bins_of,
+      diverged={name: np.asarray(states[name].diverged) for name in arms},
+      funnels=one.pools.funnels,
     )
+
+  def _judge_teacher(self, one: _One):
+    """Returns what the teacher says of the test split, and how good it is."""
+    labels = one.task.test.labels()
+    if one.box:
+      said = one.box.test
+      scored = scores.black_box(said, labels)
+      return said if np.any(said >= 0) else None, scored, None
+    assert one.teacher is not None
+    rows = np.arange(len(labels))
+    said = one.teacher.logits(one.task.test, rows, one.task, self.batch)
+    bins, classes = self.settings["evaluate"]["bins"], one.task.num_classes
+    return said, *scores.teacher(said, labels, bins=bins, num_classes=classes)
+
+  def _cost(self, one: _One, states) -> dict[str, Any]:
+    """Returns the models' sizes and latencies."""
+    student, arms = self.settings["student"], list(self.settings["arms"])
+    asked = {}
+    if one.teacher is not None:
+      asked["teacher"] = (one.teacher.model, one.teacher.weights)
+    asked |= cost.distinct(self.groups, states, student, arms)
     return {
-      "study": settings["study"],
-      "metric": options["metric"],
-      "selection": "best" if options["metric"].endswith("_best") else "last",
-      "teacher": teacher_scores,
-      "teacher_reliability": teacher_bins,
-      "signal": self._counts(transfers),
-      "baseline": settings["baseline"],
-      "seeds": self.seeds,
-      "arms": {
-        name: {
-          "config": arm,
-          "baseline": arm["baseline"],
-          "diverged": {
-            str(seed): int(step)
-            for seed, step in zip(
-              self.seeds, states[name].diverged, strict=True
-            )
-            if step
-          },
-          "reliability": bins_of[name],
-          "metrics": summary[name],
-        }
-        for name, arm in settings["arms"].items()
+      "models": {
+        name: {"name": kind["name"], "parameters": cost.parameters(weights)}
+        for name, (kind, weights) in asked.items()
+      },
+      "seconds": {
+        name: cost.measure(kind, weights, one.task, self.batch)
+        for name, (kind, weights) in asked.items()
       },
     }
 
-  def _judge_teacher(self):
-    """Returns what the teacher says of the test split, and how good it is."""
-    labels = self.task.test.labels()
-    if self.box:
-      said = self.box.test
-      scored = scores.black_box(said, labels)
-      return said if np.any(said >= 0) else None, scored, None
-    assert self.teacher is not None
-    rows = np.arange(len(labels))
-    said = self.teacher.logits(self.task.test, rows, self.task, self.batch)
-    bins, classes = self.settings["evaluate"]["bins"], self.task.num_classes
-    return said, *scores.teacher(said, labels, bins=bins, num_classes=classes)
-
-  def _latency(self, results, states) -> dict[str, Any]:
-    """Adds the models' sizes to the results, and returns their latencies."""
-    student, arms = self.settings["student"], list(self.settings["arms"])
-    asked = {}
-    if self.teacher is not None:
-      asked["teacher"] = (self.teacher.model, self.teacher.weights)
-    asked |= cost.distinct(self.groups, states, student, arms)
-    results["models"] = {
-      name: {"name": kind["name"], "parameters": cost.parameters(weights)}
-      for name, (kind, weights) in asked.items()
-    }
-    return {
-      name: cost.measure(kind, weights, self.task, self.batch)
-      for name, (kind, weights) in asked.items()
-    }
-
-  def _counts(self, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
-    """Returns how many examples the arms' transfer sets have."""
-    sizes = sorted({t.rows.shape[1] for t in transfers.values()})
-    funnels = self.pools.funnels
-    return {
-      **({"funnels": funnels} if funnels else {}),
-      **({"answers": self.box.fingerprint} if self.box else {}),
-      "pool": len(self.task.train),
+  def _facts(self) -> dict[str, Any]:
+    """Returns what results.json says of replicates and transfer sets."""
+    first, settings = self.replicates[0], self.settings
+    sizes = sorted({t.rows.shape[1] for t in first.transfers.values()})
+    boxes = [one.box.fingerprint for one in self.replicates if one.box]
+    signal = {
+      **({"answers": boxes[0] if len(boxes) == 1 else boxes} if boxes else {}),
+      "pool": len(first.task.train),
       "examples": sizes[0] if len(sizes) == 1 else sizes,
-      "validation": len(self.task.validation),
-      "test": len(self.task.test),
-      "samples": self.settings["signal"]["samples"],
-      "labelled": self.settings["signal"]["labelled"],
+      "validation": len(first.task.validation),
+      "test": len(first.task.test),
+      "samples": settings["signal"]["samples"],
+      "labelled": settings["signal"]["labelled"],
+    }
+    tasks = [one.task for one in self.replicates]
+    return {
+      "signal": signal,
+      "replicates": replicates.describe(settings, tasks),
     }
 
   def _provenance(self) -> dict[str, Any]:
@@ -329,7 +368,9 @@ def _bytes_needed(groups, settings, task) -> int:
   """Bounds what a study writes: checkpoints, signals, and 32 MiB of reports."""
   setup = Setup(task=task, transfers={}, seeds=[0], train=settings["train"])
   seeds = jax.ShapeDtypeStruct((1,), np.uint32)
-  state = jax.eval_shape(program.make_init(groups, setup), seeds)
+  state = jax.eval_shape(
+    program.make_init(groups, setup), seeds, arms.numbers_of(groups)
+  )
   size = settings["seeds"] * sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
   )

@@ -19,6 +19,7 @@ from kd.data.task import SAMPLE, Task
 from kd.errors import UserError
 from kd.signals import label, store
 from kd.study import workdir
+from kd.study.replicates import Replicate
 from kd.teachers import black_box, funnel
 from kd.teachers import model as teachers
 from kd.train import arms
@@ -37,20 +38,16 @@ class Pools:
   """The pools of a study.
 
   Attributes:
-    settings: the resolved config.
+    of: the replicate that they are of.
     task: the study's; of a black box, the one that its answers make.
-    seeds: of the draws.
-    folder: the workdir.
     teacher: who labels; None where only answers are known.
     box: the black box, if the teacher is one.
     funnels: {filter: what its steps kept}, filled by `transfers`.
     stored: {pool, whatever its filter: its signal}, likewise.
   """
 
-  settings: Mapping[str, Any]
+  of: Replicate
   task: Task
-  seeds: Sequence[int]
-  folder: str
   teacher: teachers.Teacher | None
   box: black_box.BlackBox | None
   funnels: dict[str, list[dict[str, Any]]] = dataclasses.field(
@@ -60,13 +57,14 @@ class Pools:
 
   def transfers(self, groups: Sequence[arms.Group]) -> dict[str, Transfer]:
     """Labels each pool once, and gives each transfer set its rows of it."""
-    os.makedirs(os.path.join(self.folder, "signals"), exist_ok=True)
-    starts = {} if self.box else first_rows(self.settings, self.task)
+    os.makedirs(os.path.join(self.of.folder, "signals"), exist_ok=True)
+    starts = {} if self.box else first_rows(self.of.settings, self.task)
     pools: dict[str, tuple[signals.Signal, np.ndarray | None]] = {}
     transfers = {}
     for group in groups:
       section = group.signal
       pool = without(section, DRAW + STEP)
+      pool["seed"] += self.of.shift
       key = transfer_of(pool | {"live": section["live"]})
       start = starts.get(section["pool"], 0)
       if key not in pools:
@@ -75,7 +73,7 @@ class Pools:
       transfers[transfer_of(section)] = Transfer(
         inputs=self.task.train,
         signal=signal,
-        rows=draw(section, self.task, self.seeds, start, kept),
+        rows=draw(section, self.task, self.of.draws, start, kept),
         first=start,
         jitter=section["jitter"],
         live=self._live(section) if section["live"] else None,
@@ -95,7 +93,7 @@ class Pools:
     self, pool: Mapping[str, Any], start: int, live: bool
   ) -> tuple[signals.Signal, np.ndarray | None]:
     """Returns a pool's signal, and which rows its filter kept (None: all)."""
-    chain = self.settings["filters"].get(pool["filter"], ())
+    chain = self.of.settings["filters"].get(pool["filter"], ())
     if self.box:
       made, kept, counts = black_box.signal(self.box, chain, pool)
       self.funnels[pool["filter"] or "none"] = counts
@@ -128,7 +126,7 @@ class Pools:
     assert teacher is not None
     if self.task.resident:
       split.arrays()  # decoded once, for the teacher, the keys and training
-    batch = self.settings["evaluate"]["batch_size"]
+    batch = self.of.settings["evaluate"]["batch_size"]
 
     def logits(rows):
       return teacher.logits(split, start + rows, self.task, batch)
@@ -148,7 +146,7 @@ class Pools:
       batch=batch,
     )
     folder = pool["path"] or os.path.join(
-      self.folder, "signals", folder_name(plan.kept["signal"])
+      self.of.folder, "signals", folder_name(plan.kept["signal"])
     )
     if not pool["path"]:
       label.label(folder, plan)

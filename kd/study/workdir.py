@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -103,10 +103,15 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Clock:
-  """Adds up the seconds of each phase over all processes of a study."""
+  """Adds up the seconds of each phase over all processes of a study.
 
-  def __init__(self, workdir: str):
-    self._folder = workdir
+  Args:
+    workdir: the study's.
+    places: the folders of its replicates.
+  """
+
+  def __init__(self, workdir: str, places: Sequence[str]):
+    self._folder, self._places = workdir, places
     self._path = os.path.join(workdir, "seconds.json")
     try:
       with open(self._path) as f:
@@ -118,7 +123,7 @@ class Clock:
   @contextlib.contextmanager
   def phase(self, name: str) -> Generator[None]:
     """Counts the seconds of a phase, and is what a signal says it stopped."""
-    interrupts.say(lambda: _stopped(self._folder, name))
+    interrupts.say(lambda: _stopped(self._folder, self._places, name))
     began = time.monotonic()
     yield
     spent = time.monotonic() - began
@@ -126,13 +131,16 @@ class Clock:
     files.write_json(self._path, self.seconds)
 
 
-def _stopped(folder: str, phase: str) -> str:
+def _stopped(folder: str, places: Sequence[str], phase: str) -> str:
   """Says where the same command would go on."""
-  places = {"teacher": "teacher/checkpoints", "train": "checkpoints"}
+  kept = {"teacher": "teacher/checkpoints", "train": "checkpoints"}
   whence = "begins that phase again, with what is done of it"
-  if phase in places:
-    step = checkpoint.newest(os.path.join(folder, places[phase]))
-    whence = f"goes on from step {step}"
+  if phase in kept:
+    steps = [checkpoint.newest(os.path.join(p, kept[phase])) for p in places]
+    begun = max((i for i, step in enumerate(steps) if step), default=0)
+    whence = f"goes on from step {steps[begun]}"
+    if len(places) > 1 and phase == "train":
+      whence += f" of replicate {begun}"
   return f"phase {phase} of {folder}; the same command {whence}"
 
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from flax import nnx
 
 from kd import config, files, models, signals
 from kd.config import sections
-from kd.data.task import Split, Task
+from kd.data.task import Split, Task, joined
 from kd.errors import UserError, brief
 from kd.models import functional
 from kd.parallel import mesh
@@ -118,85 +118,148 @@ def first_unseen(section: Mapping[str, Any], task: Task) -> int:
   return max(1, round(fraction * len(task.train))) if fraction else 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+  """A teacher that a study needs.
+
+  Attributes:
+    section: the config's.
+    task: what it is to solve.
+    folder: the study's teacher/, or a replicate's.
+  """
+
+  section: Mapping[str, Any]
+  task: Task
+  folder: str
+
+
 def obtain(
-  section: Mapping[str, Any],
-  task: Task,
-  folder: str,
+  wanted: Sequence[Wanted],
   *,
   batch: int,
   on_log: Callable[[loop.Log], None],
   on_resume: Callable[[int], None],
-) -> Teacher:
-  """Trains the teacher, continues to, or loads it.
+  room_mib: float = 1024.0,
+) -> list[Teacher]:
+  """Trains the teachers, continues to, or loads them.
+
+  Those of several replicates are trained side by side in one program, as many
+  as there is room for the data of.
 
   Args:
-    section: the config's.
-    task: what it is to solve.
-    folder: the study's teacher/.
+    wanted: one for each replicate, which differ in seeds and data alone.
     batch: examples in one forward pass of the validation split.
     on_log: told of each interval of the training.
     on_resume: told the step from which the training goes on.
+    room_mib: of a device, for the data of those that train side by side.
 
   Raises:
-    UserError: the teacher at `teacher.path` doesn't fit the task.
+    UserError: the teacher at `teacher.path` doesn't fit the task, or one's
+      training diverged.
   """
-  source = section["path"] or folder
+  compiled, made = None, []
+  size = _together(wanted[0].task, room_mib)
+  for first in range(0, len(wanted), size):
+    wave = wanted[first : first + size]
+    found = [_found(w) for w in wave]
+    if None in found:
+      found, compiled = _train(wave, batch, on_log, on_resume, compiled)
+    made += found
+  return made
+
+
+def _together(task: Task, room_mib: float) -> int:
+  """Returns how many teachers are trained side by side."""
+  each = (len(task.train) + len(task.validation)) * task.train.form.bytes
+  return max(int(room_mib * 2**20 // each), 1) if task.resident else 1
+
+
+def _found(wanted: Wanted) -> Teacher | None:
+  """Returns a teacher that need not be trained, or None."""
+  section, task, folder = wanted.section, wanted.task, wanted.folder
   if section["path"] or os.path.exists(_json(folder)):
-    return _load(source, task)
+    return _load(section["path"] or folder, task)
+  if not section["pretrained"]:
+    return None
   model = options(section)
-  if section["pretrained"]:
-    weights = _published(model, task)
-    teacher = Teacher(model, weights, _fingerprint(model, weights))
-    os.makedirs(folder, exist_ok=True)
-    _describe(folder, teacher, task, fraction=0.0, pretrained=True)
-    return teacher
-  count = first_unseen(section, task)
-  labels = task.train.labels()
-  place = {"pool": "teacher"}
+  weights = _published(model, task)
+  teacher = Teacher(model, weights, _fingerprint(model, weights))
+  os.makedirs(folder, exist_ok=True)
+  _describe(folder, teacher, task, fraction=0.0, pretrained=True)
+  return teacher
+
+
+def _train(
+  wave: Sequence[Wanted], batch: int, on_log, on_resume, compiled
+) -> tuple[list[Teacher], loop.Programs]:
+  """Trains teachers side by side.
+
+  Returns:
+    (the teachers, the programs, which serve the next of them).
+  """
+  section, task = wave[0].section, wave[0].task
   arm = {
     "objective": "hard",
     "target": "truth",
-    "student": model,
+    "student": options(section),
     "train": section["train"],
-    "signal": {"labelled": True, **place},
+    "signal": {"labelled": True, "pool": "teacher"},
   }
-  groups = arms.group({ARM: arm}, task.num_classes)
+  count, size = first_unseen(section, task), len(task.train)
+  inputs = joined([w.task.train for w in wave])
+  starts = np.arange(len(wave), dtype=np.int32)[:, None] * size
   transfer = Transfer(
-    inputs=task.train,
-    signal=signals.of_labels(labels),
-    rows=np.arange(count, dtype=np.int32)[None],
+    inputs=inputs,
+    signal=signals.of_labels(inputs.labels()),
+    rows=starts + np.arange(count, dtype=np.int32),
     jitter=section["train"]["jitter"],
   )
   transfers = {transfer_of(arm["signal"]): transfer}
-  groups = coverage.bind(groups, transfers, task.num_classes)
+  groups = arms.group({ARM: arm}, task.num_classes)
+  groups = coverage.bind(groups, [transfers], task.num_classes)
+  several = len(wave) > 1
   setup = Setup(
     task=task,
     transfers=transfers,
-    seeds=[section["seed"]],
+    seeds=[w.section["seed"] for w in wave],
     train=section["train"],
     eval_batch=batch,
+    validations=[w.task.validation for w in wave] if several else (),
   )
-  os.makedirs(folder, exist_ok=True)
-  checkpoints = Checkpoints(os.path.join(folder, "checkpoints"))
-  state = loop.fit(groups, setup, checkpoints, on_log, on_resume)[ARM]
-  if state.diverged[0]:
+  os.makedirs(wave[0].folder, exist_ok=True)
+  checkpoints = Checkpoints(os.path.join(wave[0].folder, "checkpoints"))
+  compiled = compiled or loop.programs(groups, setup)
+  state = loop.fit(groups, setup, checkpoints, on_log, on_resume, compiled)[ARM]
+  checkpoints.close()
+  if np.any(state.diverged):
+    lost = int(np.argmax(state.diverged > 0))
+    of = f" (teacher.seed = {setup.seeds[lost]})" if several else ""
     raise UserError(
-      "teacher.train: the loss or the weights were not finite at step "
-      f"{int(state.diverged[0])}: lower teacher.train.learning_rate = "
+      f"teacher.train{of}: the loss or the weights were not finite at step "
+      f"{int(state.diverged[lost])}: lower teacher.train.learning_rate = "
       f"{section['train']['learning_rate']}"
     )
   chosen = state.best if section["select"] == "best" else state.weights
-  weights = jax.tree.map(lambda x: x[0], chosen)
-  checkpoints.close()
+  teachers = [
+    _keep(one, jax.tree.map(lambda x, i=i: x[i], chosen))
+    for i, one in enumerate(wave)
+  ]
+  return teachers, compiled
+
+
+def _keep(wanted: Wanted, weights: Mapping[str, Any]) -> Teacher:
+  """Writes a trained teacher into its folder, whole or not at all."""
+  section, folder = wanted.section, wanted.folder
   # Without a teacher.json, weights here are those of a run that was killed.
   shutil.rmtree(os.path.join(folder, "weights"), ignore_errors=True)
+  os.makedirs(folder, exist_ok=True)
   final = Checkpoints(os.path.join(folder, "weights"), keep=1)
   final.save(section["train"]["steps"], weights)
   final.close()
+  model = options(section)
   teacher = Teacher(model, weights, _fingerprint(model, weights))
-  _describe(
-    folder, teacher, task, fraction=section["fraction"], pretrained=False
-  )
+  fraction = section["fraction"]
+  _describe(folder, teacher, wanted.task, fraction=fraction, pretrained=False)
   return teacher
 
 

@@ -136,6 +136,28 @@ class Group:
     return tuple(name for part in self.parts for name in part.names)
 
 
+def numbers_of(groups: Sequence[Group]) -> list[Any]:
+  """Returns the arms' numbers, which a compiled program takes as arrays."""
+  return [(g.numbers, [part.numbers for part in g.parts]) for g in groups]
+
+
+def with_numbers(
+  groups: Sequence[Group], numbers: Sequence[Any]
+) -> list[Group]:
+  """Returns the groups with other numbers, of `numbers_of`."""
+  return [
+    dataclasses.replace(
+      g,
+      numbers=own,
+      parts=tuple(
+        dataclasses.replace(part, numbers=n)
+        for part, n in zip(g.parts, of_parts, strict=True)
+      ),
+    )
+    for g, (own, of_parts) in zip(groups, numbers, strict=True)
+  ]
+
+
 def group(
   arms: Mapping[str, Mapping],
   num_classes: int | None = None,

@@ -67,6 +67,8 @@ class Setup:
 
   Attributes:
     task: gives shapes, the scale of the inputs and the validation split.
+    validations: a split for each run instead of the task's, all of one size;
+      empty where all runs share that.
     transfers: by the name that `transfer_of` gives a group of arms.
     seeds: one for each run of an arm.
     train: the config's section.
@@ -80,6 +82,7 @@ class Setup:
   train: Mapping[str, Any]
   eval_batch: int = 1024
   devices: int = 1
+  validations: Sequence[Split] = ()
 
 
 def transfer_of(section: Mapping[str, Any]) -> str:
@@ -106,7 +109,8 @@ def interval_bytes(train: Mapping[str, Any], seeds: int, task: Task) -> int:
 
 def resident(setup: Setup) -> dict[str, Any]:
   """Returns what lies on the device: {transfer: {"inputs", "signal", "first",
-  "teacher"}}, and under "validation" that split's (inputs, labels)."""
+  "teacher"}}, and under "validation" that split's (inputs, labels), with an
+  axis of runs before them where each run has its own."""
   shared: dict[int, Array] = {}  # transfer sets of one pool share its inputs
 
   def inputs(split: Split):
@@ -125,8 +129,11 @@ def resident(setup: Setup) -> dict[str, Any]:
     }
     for name, t in setup.transfers.items()
   }
-  validation = jax.tree.map(jnp.asarray, setup.task.validation.arrays())
-  return {**placed, "validation": validation}
+  validation = setup.task.validation.arrays()
+  if setup.validations:
+    each = [split.arrays() for split in setup.validations]
+    validation = tuple(map(np.stack, zip(*each, strict=True)))
+  return {**placed, "validation": jax.tree.map(jnp.asarray, validation)}
 
 
 def gather(placed, x: Mapping[str, Array]):

@@ -25,14 +25,15 @@ AT_A_TIME = 4096  # rows of a signal, since some compare K samples with another
 
 def bind(
   groups: Sequence[Group],
-  transfers: Mapping[str, Transfer],
+  transfers: Sequence[Mapping[str, Transfer]],
   num_classes: int,
 ) -> list[Group]:
   """Looks at what the groups' transfer sets hold, once they are there.
 
   Args:
     groups: of `group`.
-    transfers: by the name that `transfer_of` gives a group's section.
+    transfers: of each replicate, by the name that `transfer_of` gives a
+      group's section; one program serves them all.
     num_classes: V of the task.
 
   Returns:
@@ -43,11 +44,17 @@ def bind(
   """
   bound = []
   for group in groups:
-    transfer = transfers[transfer_of(group.signal)]
-    look = functools.partial(_lacks, transfer, _on_host(transfer), num_classes)
+    own = [of[transfer_of(group.signal)] for of in transfers]
+    looks = [
+      functools.partial(_lacks, t, _on_host(t), num_classes) for t in own
+    ]
     parts = [
       dataclasses.replace(
-        part, partial=tuple(look(part.names[0], *term) for term in part.terms)
+        part,
+        partial=tuple(
+          any([look(part.names[0], *term) for look in looks])
+          for term in part.terms
+        ),
       )
       for part in group.parts
     ]

@@ -13,6 +13,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -47,11 +48,12 @@ class Metrics:
     steps: of the whole training, for the progress.
     name: what is trained, for the progress.
     write: False shows the progress alone.
+    board: the folder in tensorboard/ of these runs; "" is that itself.
   """
 
-  def __init__(self, workdir, seeds, steps, name, write=True):
+  def __init__(self, workdir, seeds, steps, name, write=True, board=""):
     self._path = os.path.join(workdir, "metrics.jsonl")
-    self._board = os.path.join(workdir, "tensorboard")
+    self._board = os.path.join(workdir, "tensorboard", board)
     self._seeds = seeds
     self._write = write
     self._file = None
@@ -60,7 +62,8 @@ class Metrics:
     self._resumed_at = 0
 
   def resume(self, step: int) -> None:
-    """Drops what was logged after `step`, from which training goes on.
+    """Drops what was logged of these runs after `step`, from which training
+    goes on.
 
     Raises:
       UserError: metrics.jsonl can't be read or written.
@@ -81,9 +84,11 @@ class Metrics:
     counts, bad, inside = set(), [], []
     with open(scratch, "wb") as new:
       for number, line in enumerate(_lines(self._path), 1):
-        logged = _step_of(line)
+        logged, seed = _step_of(line)
         if logged is None:
           bad.append(number)
+        elif seed not in self._seeds:
+          new.write(line)
         elif logged <= step:
           inside, bad = inside + bad, []
           new.write(line)
@@ -196,13 +201,15 @@ def _lines(path: str) -> Iterator[bytes]:
       yield from f
 
 
-def _step_of(line: bytes) -> int | None:
-  """Returns the step of a line of metrics.jsonl, None of anything else."""
+def _step_of(line: bytes) -> tuple[int | None, Any]:
+  """Returns (step, seed) of a line of metrics.jsonl, None of anything else."""
   try:
-    step = json.loads(line)["step"]
+    row = json.loads(line)
+    step, seed = row["step"], row["seed"]
   except (ValueError, KeyError, TypeError):  # no JSON, no object, another one
-    return None
-  return step if isinstance(step, int) and line.endswith(b"\n") else None
+    return None, None
+  whole = isinstance(step, int) and line.endswith(b"\n")
+  return (step, seed) if whole else (None, None)
 
 
 def _line(arm, seed, s, step, values):

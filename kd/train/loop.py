@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from kd.models.functional import define
 from kd.parallel import mesh
 from kd.train import batches, program
-from kd.train.arms import Group
+from kd.train.arms import Group, numbers_of
 from kd.train.batches import Setup
 from kd.train.checkpoint import Checkpoints
 from kd.train.step import TrainState
@@ -82,12 +82,46 @@ def _forward_flops(group: Group, setup: Setup) -> float:
   return float((lowered.cost_analysis() or {})["flops"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """What `fit` runs, for any data of the same shapes.
+
+  Attributes:
+    one_by_one: whether runs go one after another.
+    init, interval: of kd.train.program.
+  """
+
+  one_by_one: bool
+  init: Callable
+  interval: Callable
+
+
+def programs(groups: Sequence[Group], setup: Setup) -> Programs:
+  """Prepares a training; its first `fit` compiles it."""
+  one_by_one, why = fills_the_machine(groups, setup)
+  groups = _singly(groups, one_by_one)
+  runs = len(setup.seeds) * sum(len(g.names) for g in groups)
+  logging.info(
+    "%d %s %s: %s; compiling",
+    runs,
+    "run" if runs == 1 else "runs",
+    "one after another" if one_by_one else "vmapped",
+    why,
+  )
+  return Programs(
+    one_by_one,
+    program.make_init(groups, setup),
+    program.make_interval(groups, setup, one_by_one),
+  )
+
+
 def fit(
   groups: Sequence[Group],
   setup: Setup,
   checkpoints: Checkpoints | None = None,
   on_log: Callable[[Log], None] = lambda log: None,
   on_resume: Callable[[int], None] = lambda step: None,
+  compiled: Programs | None = None,
 ) -> dict[str, TrainState]:
   """Trains every run and returns the state by arm.
 
@@ -100,24 +134,17 @@ def fit(
       that the device never waits for it, and before the checkpoint that
       covers it is written.
     on_resume: called once, with the step that training continues from.
+    compiled: of `programs`, for arms that differ in their numbers alone and a
+      setup that differs in its data and seeds alone.
 
   Returns:
     {arm: its runs' state}, each array with the leading axis S.
   """
-  one_by_one, why = fills_the_machine(groups, setup)
-  if one_by_one:
-    groups = [single for group in groups for single in split(group)]
-  runs = len(setup.seeds) * sum(len(g.names) for g in groups)
-  logging.info(
-    "%d %s %s: %s; compiling",
-    runs,
-    "run" if runs == 1 else "runs",
-    "one after another" if one_by_one else "vmapped",
-    why,
-  )
-  run = program.make_interval(groups, setup, one_by_one)
+  compiled = compiled or programs(groups, setup)
+  groups = _singly(groups, compiled.one_by_one)
+  numbers = numbers_of(groups)
   seeds = jnp.asarray(setup.seeds, jnp.uint32)
-  state = program.make_init(groups, setup)(seeds)
+  state = compiled.init(seeds, numbers)
   done = 0
   if checkpoints is not None:
     done, state = checkpoints.restore(state)
@@ -131,7 +158,9 @@ def fit(
     if length not in (None, stop - done):
       logging.info("compiling the last %d steps", stop - done)
     length = stop - done
-    state, logs = run(state, seeds, xs, jnp.int32(done), resident)
+    state, logs = compiled.interval(
+      state, seeds, xs, numbers, jnp.int32(done), resident
+    )
     if late is not None:
       late()
     late = _later(groups, setup, checkpoints, on_log, stop, state, logs)
@@ -157,6 +186,10 @@ def _later(groups, setup, checkpoints, on_log, step, state, logs):
       checkpoints.save(step, saved)
 
   return late
+
+
+def _singly(groups: Sequence[Group], one_by_one: bool) -> Sequence[Group]:
+  return [x for g in groups for x in split(g)] if one_by_one else groups
 
 
 def split(group: Group) -> list[Group]:

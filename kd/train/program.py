@@ -26,7 +26,7 @@ from jaxtyping import Array
 from kd.models.functional import define
 from kd.parallel import mesh
 from kd.train import batches
-from kd.train.arms import Group
+from kd.train.arms import Group, with_numbers
 from kd.train.batches import Setup
 from kd.train.step import (
   TrainState,
@@ -45,11 +45,14 @@ def init_key(seed) -> Array:
 
 
 def make_init(groups: Sequence[Group], setup: Setup):
-  """Returns the compiled start: seeds [S] -> the state before the first step,
-  a tuple with one entry for each group, of arrays [S, A, ...]."""
+  """Returns the compiled start: (seeds [S], numbers) -> the state before the
+  first step, a tuple with one entry for each group, of arrays [S, A, ...]."""
 
-  def one_seed(seed):
-    key = init_key(seed)
+  def every_seed(seeds, numbers):
+    own = with_numbers(groups, numbers)
+    return jax.vmap(lambda seed: one_seed(own, init_key(seed)))(seeds)
+
+  def one_seed(groups, key):
     return tuple(one_group(group, key) for group in groups)
 
   def one_group(group, key) -> TrainState:
@@ -57,7 +60,7 @@ def make_init(groups: Sequence[Group], setup: Setup):
     one_arm = functools.partial(initial, group, setup, params, rest)
     return jax.vmap(one_arm)(group.numbers)
 
-  return jax.jit(jax.vmap(one_seed))
+  return jax.jit(every_seed)
 
 
 def _bundles(groups: Sequence[Group], setup: Setup) -> list[list[int]]:
@@ -75,8 +78,9 @@ def _bundles(groups: Sequence[Group], setup: Setup) -> list[list[int]]:
 
 
 def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
-  """Returns the compiled program: (state, seeds, xs, start, resident) ->
-  (state, logs), with `xs` the batches of kd.train.batches, [S, steps, ...]."""
+  """Returns the compiled program: (state, seeds, xs, numbers, start, resident)
+  -> (state, logs), with `xs` the batches of kd.train.batches, [S, steps, ...],
+  and `numbers` the arms'. It serves other numbers, data and seeds as well."""
   every = [list(range(len(groups)))]
   bundles = _bundles(groups, setup) if one_by_one else every
   graphdefs = [define(g.student, setup.task.signature)[0] for g in groups]
@@ -92,18 +96,16 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
     scale, graphdef = setup.task.scale, teachers.get(name)
     return make_batch(transfer, scale, graphdef, placed, x, key)
 
-  def train(bundle, state, stream, steps, xs, resident):
+  def train(own, bundle, state, stream, steps, xs, resident):
     """Scans over the steps, a bundle of groups side by side."""
-    members = [groups[i] for i in bundle]
+    members = [own[i] for i in bundle]
 
     def body(state, item):
       step, x = item
       drop, look = jax.random.split(jax.random.fold_in(stream, step))
       found = {k: batch(k, resident[k], x[k], look) for k in x}
       out = [
-        train_step(
-          graphdefs[i], groups[i], setup, st, found[names[i]], drop, step
-        )
+        train_step(graphdefs[i], own[i], setup, st, found[names[i]], drop, step)
         for i, st in zip(bundle, state, strict=True)
       ]
       return tuple(st for st, _ in out), tuple(log for _, log in out)
@@ -120,35 +122,38 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
     state, seen = jax.vmap(one)(state)
     return state, logs | seen
 
-  def one_seed(state, seed, xs, start, resident):
+  def one_seed(groups, state, seed, xs, held, start, resident):
     stream = jax.random.fold_in(jax.random.key(seed), 1)
     length = jax.tree.leaves(xs)[0].shape[0]
     steps = start + jnp.arange(length, dtype=jnp.int32)
     done = {}
     for bundle in bundles:
       own = tuple(state[i] for i in bundle)
-      trained = train(bundle, own, stream, steps, xs, resident)
+      trained = train(groups, bundle, own, stream, steps, xs, resident)
       for i, *of_group in zip(bundle, *trained, strict=True):
-        examples = resident["validation"]
+        examples = resident["validation"] if held is None else held
         done[i] = look(i, *of_group, start + length, examples)
     out = [done[i] for i in range(len(groups))]
     return tuple(st for st, _ in out), tuple(log for _, log in out)
 
-  def every_seed(state, seeds, xs, start, resident):
-    def run(args):
-      return one_seed(*args, start, resident)
+  def every_seed(state, seeds, xs, numbers, start, resident):
+    own = with_numbers(groups, numbers)
 
+    def run(args):
+      return one_seed(own, *args, start, resident)
+
+    held = resident["validation"] if setup.validations else None
     over_seeds = (
       functools.partial(jax.lax.map, run) if one_by_one else (jax.vmap(run))
     )
-    return over_seeds((state, seeds, xs))
+    return over_seeds((state, seeds, xs, held))
 
   if setup.devices > 1:
     split, whole = P("seeds"), P()
     every_seed = jax.shard_map(
       every_seed,
       mesh=mesh.of_seeds(setup.devices),
-      in_specs=(split, split, split, whole, whole),
+      in_specs=(split, split, split, whole, whole, whole),
       out_specs=split,
       check_vma=False,
     )

@@ -85,7 +85,7 @@ def study(
       jitter=section["jitter"],
       live=live if section["live"] else None,
     )
-  groups = coverage.bind(groups, transfers, task.num_classes)
+  groups = coverage.bind(groups, [transfers], task.num_classes)
   setup = Setup(
     task=task, transfers=transfers, seeds=list(seeds), train=resolved["train"]
   )
@@ -120,10 +120,18 @@ def wide_program():
   teacher = batches.Live(TEACHER, weights, samples=8, temperature=1.0)
   groups, setup = study(resolved, seeds=(0,), live=teacher, task=task)
   seeds = np.zeros(1, np.uint32)
-  state = jax.eval_shape(program.make_init(groups, setup), seeds)
+  numbers = arms.numbers_of(groups)
+  state = jax.eval_shape(program.make_init(groups, setup), seeds, numbers)
   _, xs = next(batches.intervals(setup, 0))
   run = program.make_interval(groups, setup, one_by_one=False)
-  return run, (state, seeds, xs, np.int32(0), batches.resident(setup))
+  return run, (
+    state,
+    seeds,
+    xs,
+    numbers,
+    np.int32(0),
+    batches.resident(setup),
+  )
 
 
 def widest(text):

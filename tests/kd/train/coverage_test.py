@@ -116,7 +116,7 @@ def transfer(rows=None, signal=SIGNAL, **options):
 
 
 def bind(group, transfer):
-  (bound,) = coverage.bind([group], {transfer_of(group.signal): transfer}, V)
+  (bound,) = coverage.bind([group], [{transfer_of(group.signal): transfer}], V)
   return bound
 
 
@@ -244,7 +244,7 @@ class TransferTest(parameterized.TestCase):
     key = transfer_of(group.signal)
     for classes, lacking in ((2, True), (3, False)):
       both = {key: transfer([[0, 1]], made)}
-      (bound,) = coverage.bind([group], both, classes)
+      (bound,) = coverage.bind([group], [both], classes)
       self.assertEqual(bound.parts[0].partial, (lacking,))
 
   def test_a_live_teacher_answers_every_row(self):
@@ -293,7 +293,7 @@ class TrainingTest(absltest.TestCase):
       )
       transfers = {name: dataclasses.replace(given, signal=signal)}
       setup = dataclasses.replace(setup, transfers=transfers)
-      groups = coverage.bind(groups, transfers, setup.task.num_classes)
+      groups = coverage.bind(groups, [transfers], setup.task.num_classes)
       self.assertTrue(groups[0].parts[0].partial[0])
       logs = []
       states = loop.fit(groups, setup, on_log=logs.append)

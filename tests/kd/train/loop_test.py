@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from kd.data.registry import load
 from kd.models import functional
-from kd.train import batches, loop, program, step
+from kd.train import arms, batches, loop, program, step
 from kd.train.checkpoint import Checkpoints
 from tests.kd import small
 
@@ -78,7 +78,9 @@ class IndependenceTest(parameterized.TestCase):
 
   def test_arms_share_the_initialisation_and_seeds_differ(self):
     groups, setup = small.study(small.settings(ARMS))
-    state = program.make_init(groups, setup)(np.arange(2, dtype=np.uint32))
+    state = program.make_init(groups, setup)(
+      np.arange(2, dtype=np.uint32), arms.numbers_of(groups)
+    )
     kernels = [s.params["layers"][0]["kernel"][...] for s in state]
     for kernel in kernels:  # [S, A, ...]
       np.testing.assert_array_equal(kernel[:, 0], kernels[0][:, 0])

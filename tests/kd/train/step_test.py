@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kd.models import functional
-from kd.train import program, step
+from kd.train import arms, program, step
 from tests.kd import small
 
 
@@ -25,7 +25,9 @@ class ValidateTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     groups, setup = small.study(small.settings({"soft": small.SOFT}))
-    (made,) = program.make_init(groups, setup)(np.zeros(1, np.uint32))
+    (made,) = program.make_init(groups, setup)(
+      np.zeros(1, np.uint32), arms.numbers_of(groups)
+    )
     cls.state = jax.tree.map(lambda x: x[0, 0], made)
     student = groups[0].student
     graphdef, _ = functional.define(student, setup.task.signature)

@@ -1,0 +1,132 @@
+"""What results.json says: the scores of all replicates, and what they tell."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kd.evaluate import stats
+
+Value = float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """A replicate's scores.
+
+  Attributes:
+    seeds: of its S runs.
+    teacher: {metric: value}.
+    teacher_reliability: as of kd.evaluate.scores, or None.
+    values: {arm: {metric: [S]}}.
+    reliability: {arm: as of kd.evaluate.scores}.
+    diverged: {arm: the step at which each run was stopped [S], 0 for none}.
+    funnels: {filter: what its steps kept}.
+  """
+
+  seeds: Sequence[int]
+  teacher: Mapping[str, Value]
+  teacher_reliability: Mapping[str, list] | None
+  values: Mapping[str, Mapping[str, Sequence[Value]]]
+  reliability: Mapping[str, Mapping[str, list]]
+  diverged: Mapping[str, np.ndarray]
+  funnels: Mapping[str, list[dict[str, Any]]]
+
+
+def results(
+  settings: Mapping[str, Any],
+  scored: Sequence[Scored],
+  facts: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Returns what results.json holds, but for models, warnings and provenance.
+
+  Args:
+    settings: the resolved config.
+    scored: of each replicate.
+    facts: `signal` and `replicates`.
+  """
+  arms, metric = settings["arms"], settings["evaluate"]["metric"]
+  first = scored[0]
+  values = {
+    arm: {
+      m: [v for one in scored for v in one.values[arm][m]]
+      for m in first.values[arm]
+    }
+    for arm in arms
+  }
+  summary = stats.summarise(
+    values, {name: arm["baseline"] for name, arm in arms.items()}
+  )
+  funnels = {k: _total([s.funnels[k] for s in scored]) for k in first.funnels}
+  return {
+    "study": settings["study"],
+    "metric": metric,
+    "selection": "best" if metric.endswith("_best") else "last",
+    "replicates": facts["replicates"],
+    "teacher": {
+      m: _mean([s.teacher[m] for s in scored]) for m in first.teacher
+    },
+    "teacher_reliability": _pooled([s.teacher_reliability for s in scored]),
+    "signal": {**({"funnels": funnels} if funnels else {}), **facts["signal"]},
+    "baseline": settings["baseline"],
+    "seeds": [seed for s in scored for seed in s.seeds],
+    "arms": {
+      name: {
+        "config": arm,
+        "baseline": arm["baseline"],
+        "diverged": {
+          str(seed): int(step)
+          for s in scored
+          for seed, step in zip(s.seeds, s.diverged[name], strict=True)
+          if step
+        },
+        "reliability": _pooled([s.reliability[name] for s in scored]),
+        "metrics": summary[name],
+      }
+      for name, arm in arms.items()
+    },
+  }
+
+
+def _mean(values: Sequence[Value]) -> Value:
+  """Returns the mean over replicates, None where one has no value."""
+  known = [v for v in values if v is not None]
+  return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _pooled(diagrams: Sequence[Mapping[str, list] | None]):
+  """Returns the reliability of all replicates' predictions together."""
+  known = [d for d in diagrams if d is not None]
+  if len(known) < 2:
+    return diagrams[0]
+  counts = np.array([d["count"] for d in known])
+  total = counts.sum(0)
+
+  def mean(key):
+    each = np.array([[v or 0.0 for v in d[key]] for d in known])
+    sums = (each * counts).sum(0)
+    return [
+      float(x / n) if n else None for x, n in zip(sums, total, strict=True)
+    ]
+
+  return {
+    "confidence": mean("confidence"),
+    "accuracy": mean("accuracy"),
+    "count": total.tolist(),
+  }
+
+
+def _total(funnels: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+  """Returns what a filter's steps kept of all replicates' examples, with the
+  first replicate's examples of what they removed."""
+  return [
+    {
+      **steps[0],
+      **{
+        key: sum(step[key] for step in steps)
+        for key in ("in", "out", "samples_in", "samples_out")
+      },
+    }
+    for steps in zip(*funnels, strict=True)
+  ]
