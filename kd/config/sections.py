@@ -112,6 +112,8 @@ SECTIONS: dict[str, Any] = {
     "count": Key(1, COUNTS),
     "vary": Key((), tuple_of(choice("split", "teacher", "signal"))),
   },
+  # Trials of each arm before its own runs, and their space (kd.study.tune).
+  "tune": {"budget": Key(0, integer(0, 10_000)), "space": Key({}, SECTION)},
   "baseline": Key("hard", TEXT),
   "task": {
     "name": Key("digits", TEXT),  # any TFDS name, or one of kd.data.registry

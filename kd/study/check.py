@@ -16,7 +16,7 @@ import jax
 from kd import models
 from kd.config import sections
 from kd.errors import UserError, brief
-from kd.study import replicates
+from kd.study import replicates, tune
 from kd.teachers import answers, funnel
 from kd.train import arms
 
@@ -71,6 +71,7 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
       )
   _teacher(settings["teacher"])
   replicates.check(settings)
+  tune.check(settings, groups, asks)
   return groups
 
 

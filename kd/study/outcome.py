@@ -44,7 +44,7 @@ def results(
   Args:
     settings: the resolved config.
     scored: of each replicate.
-    facts: `signal` and `replicates`.
+    facts: `signal` and `replicates`, and `tune` where arms were tuned.
   """
   arms, metric = settings["arms"], settings["evaluate"]["metric"]
   first = scored[0]
@@ -63,7 +63,7 @@ def results(
     "study": settings["study"],
     "metric": metric,
     "selection": "best" if metric.endswith("_best") else "last",
-    "replicates": facts["replicates"],
+    **{k: facts[k] for k in ("replicates", "tune") if k in facts},
     "teacher": {
       m: _mean([s.teacher[m] for s in scored]) for m in first.teacher
     },

@@ -7,7 +7,6 @@ itself, whole or not at all; so a study that was stopped anywhere continues
 with the same command, and ends with the same numbers.
 """
 
-import dataclasses
 import errno
 import json
 import os
@@ -20,19 +19,24 @@ from absl import logging
 
 from kd import files, interrupts
 from kd.data.registry import load
-from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
-from kd.evaluate import cost, scores, verdict
+from kd.evaluate import verdict
 from kd.report import page
-from kd.study import check, outcome, replicates, transfer_sets, workdir
+from kd.study import (
+  check,
+  outcome,
+  replicates,
+  runs,
+  transfer_sets,
+  tune,
+  workdir,
+)
 from kd.study.check import PHASES
-from kd.study.replicates import Replicate
-from kd.teachers import answers, black_box, model
+from kd.study.runs import Runs
+from kd.teachers import model
 from kd.train import arms, checkpoint, coverage, loop, program
-from kd.train.batches import Setup, Transfer
-from kd.train.checkpoint import Checkpoints
+from kd.train.batches import Setup
 from kd.train.logs import Metrics
-from kd.train.step import TrainState
 
 
 def run(
@@ -63,9 +67,11 @@ def run(
         return _report(folder)
     made = []
     with out_of_memory("reading the task", _sizes(settings["task"])):
-      for of in replicates.of(settings, folder):
-        made.append(_One(of, load(of.settings["task"])))
-        check.with_the_task(of, groups, made[-1].task)
+      planned = replicates.of(settings, folder)
+      for of in planned:
+        task = load(of.settings["task"])
+        made.append(Runs(of, task, folder, len(planned)))
+        check.with_the_task(of, groups, task)
     need = len(made) * _bytes_needed(groups, settings, made[0].task)
     again = PHASES[first] == "evaluate"
     with workdir.claim(folder, settings, need, again):
@@ -128,217 +134,98 @@ def _report(folder: str) -> dict[str, Any]:
   return files.read_json(os.path.join(folder, "results.json"), "results")
 
 
-@dataclasses.dataclass
-class _One:
-  """A replicate, and what the phases have made of it.
-
-  Of a black box, `task` is replaced by the task that its answers make.
-  """
-
-  of: Replicate
-  task: Task
-  teacher: model.Teacher | None = None
-  box: black_box.BlackBox | None = None
-  pools: transfer_sets.Pools | None = None
-  transfers: Mapping[str, Transfer] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass
 class _Study:
   """One run of a study: what its phases share."""
 
-  settings: Mapping[str, Any]
-  groups: Sequence[arms.Group]
-  folder: str
-  replicates: Sequence[_One]
-
-  def __post_init__(self):
-    self.clock = workdir.Clock(
-      self.folder, [one.of.folder for one in self.replicates]
-    )
-    self.batch = self.settings["evaluate"]["batch_size"]
-    self.compiled: loop.Programs | None = None
+  def __init__(
+    self,
+    settings: Mapping[str, Any],
+    groups: Sequence[arms.Group],
+    folder: str,
+    every: Sequence[Runs],
+  ):
+    self.settings, self.groups, self.folder = settings, groups, folder
+    self.every = every  # replicate
+    self.clock = workdir.Clock(folder, [one.of.folder for one in every])
 
   def run(self, last: int) -> dict[str, Any] | None:
-    with self.clock.phase("teacher"):
-      self._teachers()
+    clock = self.clock
+    with clock.phase("teacher"):
+      warnings = self._teachers()
     if last < PHASES.index("label"):
       return None
-    with self.clock.phase("label"), self._memory("labelling"):
-      for one in self.replicates:
-        one.pools = transfer_sets.Pools(one.of, one.task, one.teacher, one.box)
-        one.transfers = one.pools.transfers(self.groups)
-      every = [one.transfers for one in self.replicates]
-      classes = self.replicates[0].task.num_classes
-      self.groups = coverage.bind(self.groups, every, classes)
+    with clock.phase("label"), runs.memory(self.settings, "labelling"):
+      for one in self.every:
+        one.label(self.groups)
+      found = [one.transfers for one in self.every]
+      classes = self.every[0].task.num_classes
+      self.groups = coverage.bind(self.groups, found, classes)
     if last < PHASES.index("train"):
       return None
-    scored, cost_of = [], {}
-    for one in self.replicates:
-      with self.clock.phase("train"):
-        states = self._train(one)
-      if last >= PHASES.index("evaluate"):
-        logging.info("evaluating %d arms", len(self.settings["arms"]))
-        with self.clock.phase("evaluate"), self._memory("evaluating"):
-          scored.append(self._evaluate(one, states))
-          cost_of = cost_of or self._cost(one, states)
+    scored, sizes, times = [], {}, {}
+    compiled: loop.Programs | None = None
+    for one in self.every:
+      with clock.phase("train"):
+        compiled = compiled or loop.programs(
+          self.groups, one.setup(one.of.seeds)
+        )
+        states = one.train(self.groups, compiled)
+      if last < PHASES.index("evaluate"):
+        continue
+      logging.info("evaluating %d arms", len(states))
+      with (
+        clock.phase("evaluate"),
+        runs.memory(self.settings, "evaluating"),
+      ):
+        scored.append(one.evaluate(self.groups, states))
+        if not sizes:
+          sizes, times = one.cost(self.groups, states)
     if last < PHASES.index("evaluate"):
       return None
-    with self.clock.phase("evaluate"):
+    with clock.phase("evaluate"):
       results = outcome.results(self.settings, scored, self._facts())
-    results["models"] = cost_of["models"]
-    if warnings := [*self.warnings, *verdict.warnings(results)]:
+    results["models"] = sizes
+    if warnings := [*warnings, *verdict.warnings(results)]:
       results["warnings"] = warnings
-    results["provenance"] = self._provenance() | {
-      "latency_seconds": cost_of["seconds"]
-    }
+    results["provenance"] = self._provenance() | {"latency_seconds": times}
     files.write_json(os.path.join(self.folder, "results.json"), results)
     if last < PHASES.index("report"):
       return files.read_json(os.path.join(self.folder, "results.json"), "")
     return _report(self.folder)
 
-  def _memory(self, doing: str, lower: Mapping[str, int] | None = None):
-    """Says what to lower where memory runs out."""
-    batch = {"evaluate.batch_size": self.batch}
-    return out_of_memory(doing, {**(lower or {}), **batch})
-
-  def _teachers(self) -> None:
-    """Trains or loads each replicate's teacher, and asks a black box."""
-    settings, warnings = self.settings, []
-    if not model.has_answers(settings["teacher"]):
-      made = self._obtain()
-      for one, teacher in zip(self.replicates, made, strict=True):
+  def _teachers(self) -> list[str]:
+    """Trains or loads each replicate's teacher, and asks a black box; returns
+    what the study warns of."""
+    warnings = []
+    if not model.has_answers(self.settings["teacher"]):
+      for one, teacher in zip(self.every, self._obtain(), strict=True):
         one.teacher = teacher
-    for one in self.replicates:
-      warnings += check.with_the_teacher(settings, one.teacher)
-      if answers.is_black_box(settings["teacher"]):
-        with self._memory("asking the teacher"):
-          one.box = black_box.obtain(
-            one.of.settings, one.task, one.of.folder, one.teacher
-          )
-        one.task = one.box.task
-    self.warnings = list(dict.fromkeys(warnings))
+    for one in self.every:
+      warnings += check.with_the_teacher(self.settings, one.teacher)
+      one.ask()
+    return list(dict.fromkeys(warnings))
 
   def _obtain(self) -> list[model.Teacher]:
-    train = self.settings["teacher"]["train"]
+    settings, train = self.settings, self.settings["teacher"]["train"]
     log = Metrics(self.folder, [], train["steps"], "teacher", write=False)
     lower = {"teacher.train.batch_size": train["batch_size"]}
-    wanted = [
-      model.Wanted(
-        one.of.settings["teacher"],
-        one.task,
-        os.path.join(one.of.folder, "teacher"),
-      )
-      for one in self.replicates
-    ]
     try:
-      with self._memory("training the teacher", lower):
+      with runs.memory(settings, "training the teacher", lower):
         return model.obtain(
-          wanted,
-          batch=self.batch,
+          [one.wanted() for one in self.every],
+          batch=settings["evaluate"]["batch_size"],
           on_log=log,
           on_resume=log.resume,
-          room_mib=self.settings["task"]["resident_mib"],
+          room_mib=settings["task"]["resident_mib"],
         )
     finally:
       log.close()
-
-  def _train(self, one: _One) -> dict[str, TrainState]:
-    settings = self.settings
-    setup = Setup(
-      task=one.task,
-      transfers=one.transfers,
-      seeds=one.of.seeds,
-      train=settings["train"],
-      eval_batch=self.batch,
-      devices=settings["mesh"]["seeds"],
-    )
-    checkpoints = Checkpoints(
-      os.path.join(one.of.folder, "checkpoints"), settings["train"]["keep"]
-    )
-    name, board = "train", ""
-    if len(self.replicates) > 1:
-      board = f"replicate {one.of.number}"
-      name = f"train, {board} of {len(self.replicates)}"
-    log = Metrics(
-      self.folder, one.of.seeds, settings["train"]["steps"], name, board=board
-    )
-    lower = {"train.batch_size": settings["train"]["batch_size"]}
-    try:
-      with self._memory("training", {**lower, "seeds": len(one.of.seeds)}):
-        self.compiled = self.compiled or loop.programs(self.groups, setup)
-        return loop.fit(
-          self.groups, setup, checkpoints, log, log.resume, self.compiled
-        )
-    finally:
-      log.close()
-      checkpoints.close()
-
-  def _evaluate(
-    self, one: _One, states: Mapping[str, TrainState]
-  ) -> outcome.Scored:
-    options = self.settings["evaluate"]
-    said, teacher_scores, teacher_bins = self._judge_teacher(one)
-    values, bins_of = {}, {}
-    for group in self.groups:
-      for name in group.names:
-        values[name], bins_of[name] = scores.arm(
-          group,
-          states[name],
-          one.task,
-          said,
-          batch=self.batch,
-          bins=options["bins"],
-          shift_classes=options["shift_classes"],
-        )
-    arms = self.settings["arms"]
-    assert one.pools is not None  # the phase before made them
-    return outcome.Scored(
-      seeds=one.of.seeds,
-      teacher=teacher_scores,
-      teacher_reliability=teacher_bins,
-      values={name: values[name] for name in arms},
-      reliability=bins_of,
-      diverged={name: np.asarray(states[name].diverged) for name in arms},
-      funnels=one.pools.funnels,
-    )
-
-  def _judge_teacher(self, one: _One):
-    """Returns what the teacher says of the test split, and how good it is."""
-    labels = one.task.test.labels()
-    if one.box:
-      said = one.box.test
-      scored = scores.black_box(said, labels)
-      return said if np.any(said >= 0) else None, scored, None
-    assert one.teacher is not None
-    rows = np.arange(len(labels))
-    said = one.teacher.logits(one.task.test, rows, one.task, self.batch)
-    bins, classes = self.settings["evaluate"]["bins"], one.task.num_classes
-    return said, *scores.teacher(said, labels, bins=bins, num_classes=classes)
-
-  def _cost(self, one: _One, states) -> dict[str, Any]:
-    """Returns the models' sizes and latencies."""
-    student, arms = self.settings["student"], list(self.settings["arms"])
-    asked = {}
-    if one.teacher is not None:
-      asked["teacher"] = (one.teacher.model, one.teacher.weights)
-    asked |= cost.distinct(self.groups, states, student, arms)
-    return {
-      "models": {
-        name: {"name": kind["name"], "parameters": cost.parameters(weights)}
-        for name, (kind, weights) in asked.items()
-      },
-      "seconds": {
-        name: cost.measure(kind, weights, one.task, self.batch)
-        for name, (kind, weights) in asked.items()
-      },
-    }
 
   def _facts(self) -> dict[str, Any]:
-    """Returns what results.json says of replicates and transfer sets."""
-    first, settings = self.replicates[0], self.settings
+    """Returns what results.json says of replicates, search and signal."""
+    first, settings = self.every[0], self.settings
     sizes = sorted({t.rows.shape[1] for t in first.transfers.values()})
-    boxes = [one.box.fingerprint for one in self.replicates if one.box]
+    boxes = [one.box.fingerprint for one in self.every if one.box]
     signal = {
       **({"answers": boxes[0] if len(boxes) == 1 else boxes} if boxes else {}),
       "pool": len(first.task.train),
@@ -348,10 +235,12 @@ class _Study:
       "samples": settings["signal"]["samples"],
       "labelled": settings["signal"]["labelled"],
     }
-    tasks = [one.task for one in self.replicates]
+    tasks = [one.task for one in self.every]
+    searched = [one.search for one in self.every if one.search]
     return {
       "signal": signal,
       "replicates": replicates.describe(settings, tasks),
+      **({"tune": tune.describe(settings, searched)} if searched else {}),
     }
 
   def _provenance(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Replicate:
     number: from 0.
     settings: the resolved config, with its own seeds of split and teacher.
     seeds: of its runs; no other replicate has them.
+    trials: of its trials' runs, likewise.
     draws: the seed that draws each run's transfer set.
     shift: what is added to the seed of a signal.
     folder: holds its teacher/, signals/ and checkpoints/.
@@ -45,6 +46,7 @@ class Replicate:
   number: int
   settings: Mapping[str, Any]
   seeds: Sequence[int]
+  trials: Sequence[int]
   draws: Sequence[int]
   shift: int
   folder: str
@@ -52,10 +54,12 @@ class Replicate:
 
 def of(settings: Mapping[str, Any], folder: str) -> list[Replicate]:
   """Returns a study's replicates; one, in the workdir itself, without any."""
-  each, levels = settings["seeds"], _levels(settings)
+  each, levels, total = settings["seeds"], _levels(settings), count(settings)
   made = []
-  for r in range(count(settings)):
-    seeds = [settings["seed"] + r * each + s for s in range(each)]
+  for r in range(total):
+    first = settings["seed"] + r * each
+    seeds = [first + s for s in range(each)]
+    trials = [total * each + seed for seed in seeds]
     own = {n: STRIDE[n] * int(of[r]) for names, of in levels for n in names}
     sections = {
       name: {**settings[name], "seed": settings[name]["seed"] + own[n]}
@@ -67,7 +71,7 @@ def of(settings: Mapping[str, Any], folder: str) -> list[Replicate]:
       draws = [settings["seed"] + shift] * each
     place = os.path.join(folder, "replicates", f"{r:03d}") if levels else folder
     made.append(
-      Replicate(r, {**settings, **sections}, seeds, draws, shift, place)
+      Replicate(r, {**settings, **sections}, seeds, trials, draws, shift, place)
     )
   return made
 
@@ -124,7 +128,8 @@ def check(settings: Mapping[str, Any]) -> None:
         "one replicate; expected '', or replicates.count = 1"
       )
   last = of(settings, "")[-1]
-  ends = {"seed": (last.seeds[-1], sections.SEED)}
+  runs = last.trials if settings["tune"]["budget"] else last.seeds
+  ends = {"seed": (runs[-1], sections.SEED)}
   for key in ("task", "teacher"):
     ends[f"{key}.seed"] = last.settings[key]["seed"], sections.SEED
   for name, arm in settings["arms"].items():

@@ -1,0 +1,213 @@
+"""A replicate at work: its teacher, its transfer sets, its arms' runs."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from kd.data.task import Task
+from kd.errors import out_of_memory
+from kd.evaluate import cost, scores
+from kd.study import transfer_sets, tune
+from kd.study.outcome import Scored
+from kd.study.replicates import Replicate
+from kd.teachers import answers, black_box, model
+from kd.train import arms, loop
+from kd.train.batches import Setup, Transfer
+from kd.train.checkpoint import Checkpoints
+from kd.train.logs import Metrics
+from kd.train.step import TrainState
+
+States = Mapping[str, TrainState]
+
+
+@dataclasses.dataclass
+class Runs:
+  """What the phases make of a replicate.
+
+  Attributes:
+    of: which one it is.
+    task: its own; of a black box, replaced by the one that its answers make.
+    workdir: the study's.
+    total: of all replicates.
+    teacher: None where only answers are known.
+    box: the black box, if the teacher is one.
+    transfers: what the arms train on, filled by `label`.
+    funnels: {filter: what its steps kept}, likewise.
+    search: of `tune.search`, where the arms are tuned, filled by `train`.
+  """
+
+  of: Replicate
+  task: Task
+  workdir: str
+  total: int
+  teacher: model.Teacher | None = None
+  box: black_box.BlackBox | None = None
+  transfers: Mapping[str, Transfer] = dataclasses.field(default_factory=dict)
+  funnels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  search: Mapping[str, Any] | None = None
+
+  @property
+  def _batch(self) -> int:
+    return self.of.settings["evaluate"]["batch_size"]
+
+  def wanted(self) -> model.Wanted:
+    """Returns what is asked of kd.teachers.model."""
+    folder = os.path.join(self.of.folder, "teacher")
+    return model.Wanted(self.of.settings["teacher"], self.task, folder)
+
+  def ask(self) -> None:
+    """Asks a black box, where the teacher is one."""
+    settings = self.of.settings
+    if answers.is_black_box(settings["teacher"]):
+      with memory(settings, "asking the teacher"):
+        self.box = black_box.obtain(
+          settings, self.task, self.of.folder, self.teacher
+        )
+      self.task = self.box.task
+
+  def label(self, groups: Sequence[arms.Group]) -> None:
+    """Makes the transfer sets."""
+    pools = transfer_sets.Pools(self.of, self.task, self.teacher, self.box)
+    self.transfers = pools.transfers(groups)
+    self.funnels = pools.funnels
+
+  def setup(self, seeds: Sequence[int]) -> Setup:
+    """Returns what the runs of these seeds share."""
+    return Setup(
+      task=self.task,
+      transfers=self.transfers,
+      seeds=seeds,
+      train=self.of.settings["train"],
+      eval_batch=self._batch,
+      devices=self.of.settings["mesh"]["seeds"],
+    )
+
+  def train(
+    self, groups: Sequence[arms.Group], compiled: loop.Programs
+  ) -> States:
+    """Trains the arms, at what a search of their numbers chose."""
+    section, seeds = self.of.settings["train"], self.of.seeds
+    if self.of.settings["tune"]["budget"]:
+      groups = self._tune(groups, compiled)
+    name, board = "train", ""
+    if self.total > 1:
+      board = f"replicate {self.of.number}"
+      name = f"train, {board} of {self.total}"
+    checkpoints = Checkpoints(
+      os.path.join(self.of.folder, "checkpoints"), section["keep"]
+    )
+    log = Metrics(self.workdir, seeds, section["steps"], name, board=board)
+    lower = {"train.batch_size": section["batch_size"], "seeds": len(seeds)}
+    try:
+      with memory(self.of.settings, "training", lower):
+        return loop.fit(
+          groups, self.setup(seeds), checkpoints, log, log.resume, compiled
+        )
+    finally:
+      log.close()
+      checkpoints.close()
+
+  def _tune(
+    self, groups: Sequence[arms.Group], compiled: loop.Programs
+  ) -> Sequence[arms.Group]:
+    """Returns the arms as their search chose them."""
+    settings, setup = self.of.settings, self.setup(self.of.trials)
+    best = settings["evaluate"]["metric"].endswith("_best")
+    at = functools.partial(
+      tune.at,
+      settings,
+      groups,
+      black_box=answers.is_black_box(settings["teacher"]),
+    )
+
+    def trial(which: Mapping[str, int]) -> dict[str, float]:
+      last: dict[str, loop.Log] = {}
+      keep = lambda log: last.update(log=log)
+      states = loop.fit(at(which), setup, on_log=keep, compiled=compiled)
+      seen = {
+        name: state.best_accuracy
+        if best
+        else last["log"].arms[name]["validation_accuracy"]
+        for name, state in states.items()
+      }
+      return {
+        name: -1.0 if np.any(states[name].diverged) else float(np.mean(x))
+        for name, x in seen.items()
+      }
+
+    logging.info("%d trials of each arm", settings["tune"]["budget"])
+    path = os.path.join(self.of.folder, "trials.json")
+    self.search = tune.search(path, settings, trial)
+    return at(self.search["choice"])
+
+  def evaluate(self, groups: Sequence[arms.Group], states: States) -> Scored:
+    """Scores the arms and the teacher on the test split."""
+    options = self.of.settings["evaluate"]
+    said, teacher_scores, teacher_bins = self._judge_teacher()
+    values, bins_of = {}, {}
+    for group in groups:
+      for name in group.names:
+        values[name], bins_of[name] = scores.arm(
+          group,
+          states[name],
+          self.task,
+          said,
+          batch=self._batch,
+          bins=options["bins"],
+          shift_classes=options["shift_classes"],
+        )
+    return Scored(
+      seeds=self.of.seeds,
+      teacher=teacher_scores,
+      teacher_reliability=teacher_bins,
+      values=values,
+      reliability=bins_of,
+      diverged={name: np.asarray(s.diverged) for name, s in states.items()},
+      funnels=self.funnels,
+    )
+
+  def _judge_teacher(self):
+    """Returns what the teacher says of the test split, and how good it is."""
+    labels = self.task.test.labels()
+    if self.box:
+      said = self.box.test
+      scored = scores.black_box(said, labels)
+      return said if np.any(said >= 0) else None, scored, None
+    assert self.teacher is not None
+    rows = np.arange(len(labels))
+    said = self.teacher.logits(self.task.test, rows, self.task, self._batch)
+    bins, classes = self.of.settings["evaluate"]["bins"], self.task.num_classes
+    return said, *scores.teacher(said, labels, bins=bins, num_classes=classes)
+
+  def cost(
+    self, groups: Sequence[arms.Group], states: States
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the models' sizes and their latencies."""
+    settings, asked = self.of.settings, {}
+    if self.teacher is not None:
+      asked["teacher"] = (self.teacher.model, self.teacher.weights)
+    names = list(settings["arms"])
+    asked |= cost.distinct(groups, states, settings["student"], names)
+    sizes = {
+      name: {"name": kind["name"], "parameters": cost.parameters(weights)}
+      for name, (kind, weights) in asked.items()
+    }
+    return sizes, {
+      name: cost.measure(kind, weights, self.task, self._batch)
+      for name, (kind, weights) in asked.items()
+    }
+
+
+def memory(
+  settings: Mapping[str, Any],
+  doing: str,
+  lower: Mapping[str, int] | None = None,
+):
+  """Says what to lower where memory runs out."""
+  batch = {"evaluate.batch_size": settings["evaluate"]["batch_size"]}
+  return out_of_memory(doing, {**(lower or {}), **batch})
