@@ -31,7 +31,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = defaults()
   config.study = "consistent_long" if "long" in words else "consistent"
   config.question = __doc__.splitlines()[0]
-  config.seeds = 5
+  config.replicates = dict(count=6, vary=("split", "teacher", "signal"))
+  config.seeds = 1
   config.baseline = "plain"
   config.task.name = "mnist_subset"
   config.task.train = "train[:70%]"
@@ -48,6 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if "long" in words:
     config.train.update(dict(steps=6400, log_every=200, checkpoint_every=1600))
   if "smoke" in words:
+    config.replicates = dict(count=1, vary=())
     config.seeds = 2
     config.teacher.channels = (4, 8)
     config.teacher.train.update(dict(steps=20, log_every=20))
@@ -63,5 +65,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     consistent={**soft, **consistent, "baseline": "fixed"},
     fixed_hard={**hard, **fixed},
     consistent_hard={**hard, **consistent, "baseline": "fixed_hard"},
+  )
+  config.contrasts = (
+    "consistent - consistent_hard",
+    "fixed - fixed_hard",
   )
   return config.lock()

@@ -26,7 +26,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.question = (
     "How much is each objective worth when the transfer set is small?"
   )
-  config.seeds = 10
+  config.replicates = dict(count=8, vary=("split", "teacher", "signal"))
+  config.seeds = 1
   config.baseline = "hard"
   config.task.name = "mnist_subset"
   config.task.train = "train[:70%]"
@@ -44,6 +45,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.train.steps = 400
   sizes = (90, 300, 900)
   if arg == "smoke":
+    config.replicates = dict(count=1, vary=())
     config.seeds = 2
     config.train.steps = 20
     config.teacher.train.steps = 20
@@ -70,10 +72,25 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         weight=1.0, alpha=1.0, beta=2.0, temperature=4.0, target="answer"
       ),
     ),
+    both=arm(
+      objective="hard + soft",
+      hard=dict(weight=1.0, target="answer"),
+      soft=dict(weight=1.0, temperature=4.0, divergence="forward_kl"),
+    ),
     dist=arm(
       objective="hard + dist",
       hard=dict(weight=1.0, target="answer"),
       dist=dict(weight=1.0, beta=1.0, gamma=1.0, temperature=4.0),
     ),
+  )
+  config.contrasts = tuple(
+    f"{one}[signal.size={size}] - {other}[signal.size={size}]"
+    for size in sizes
+    for one, other in (
+      ("both", "soft"),
+      ("dist", "both"),
+      ("dkd", "both"),
+      ("rank", "frequencies"),
+    )
   )
   return config.lock()

@@ -39,7 +39,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = defaults()
   config.study = f"hinton2015_{study}"
   config.question = __doc__.splitlines()[0]
-  config.seeds = 5
+  config.replicates = dict(count=6, vary=("split", "teacher", "signal"))
+  config.seeds = 1
   config.baseline = "hard"
   config.task.name = "mnist_subset"
   config.task.train = "train[:70%]"
@@ -78,6 +79,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.student.hidden = (800, 800)
     config.train.steps = 2000
   if "smoke" in words:
+    config.replicates = dict(count=1, vary=())
     config.seeds = 2
     config.teacher.hidden = (32, 32)
     config.teacher.train.update(dict(steps=20, log_every=20))

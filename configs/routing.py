@@ -32,7 +32,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.question = (
     "Which router does a black box teach best, from a few sampled answers?"
   )
-  config.seeds = 5
+  config.replicates = dict(count=6, vary=("split", "teacher", "signal"))
+  config.seeds = 1
   config.baseline = "hard[signal.filter=none]"
   config.task.name = "newsgroups20"
   config.task.train = "train[:90%]"
@@ -54,6 +55,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     strict=(dict(name="agreement", low=0.9),),
   )
   if arg == "smoke":
+    config.replicates = dict(count=1, vary=())
     config.seeds = 2
     config.task.text_features = 512
     config.task.test = "test[:10%]"
@@ -78,5 +80,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     plackett_luce=arm(
       objective="plackett_luce", candidates="all", ties="average", **ranked
     ),
+  )
+  config.contrasts = tuple(
+    f"{name}[signal.filter=agree] - {name}[signal.filter=none]"
+    for name in ("frequencies", "rank", "plackett_luce")
+  ) + tuple(
+    f"frequencies[signal.filter={kept}] - {name}[signal.filter={kept}]"
+    for kept in ("none", "agree")
+    for name in ("rank", "plackett_luce")
   )
   return config.lock()

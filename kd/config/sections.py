@@ -115,6 +115,8 @@ SECTIONS: dict[str, Any] = {
   # Trials of each arm before its own runs, and their space (kd.study.tune).
   "tune": {"budget": Key(0, integer(0, 10_000)), "space": Key({}, SECTION)},
   "baseline": Key("hard", TEXT),
+  # "A - B" of two arms, or "A - B within MARGIN", tested with the rest.
+  "contrasts": Key((), tuple_of(TEXT)),
   "task": {
     "name": Key("digits", TEXT),  # any TFDS name, or one of kd.data.registry
     "path": Key("", TEXT),  # the file of a task that is no TFDS data set
@@ -123,6 +125,8 @@ SECTIONS: dict[str, Any] = {
     "train": Key("train[:60%]", TEXT),
     "validation": Key("train[60%:80%]", TEXT),
     "test": Key("train[80%:]", TEXT),
+    # The TFDS feature that says which examples belong together.
+    "group": Key("", TEXT),
     "image_size": Key(0, integer(0, 8192)),  # pixels; 0 keeps the size
     "text_features": Key(4096, integer(1, 2**24)),  # hashed n-grams, for text
     # Whether the inputs lie on the device as a whole.

@@ -76,6 +76,7 @@ def task_of(
   classes: Sequence[int] | np.ndarray,
   class_names: Sequence[str],
   form: Form | None = None,
+  groups: Sequence[Any] | np.ndarray | None = None,
 ) -> Task:
   """Makes a task of examples that are in memory.
 
@@ -86,6 +87,7 @@ def task_of(
     classes: int [N] in 0..V-1.
     class_names: V, each once.
     form: how a model sees an input; None where they are an array.
+    groups: N names, equal ones of examples that belong together.
 
   Raises:
     UserError: a class is none of V, or a slice is not of `train`.
@@ -115,7 +117,7 @@ def task_of(
   order = permutation(
     SPLIT, task["seed"], zlib.crc32(NAME.encode()), len(inputs)
   )
-  pieces, splits = {}, {}
+  pieces, splits, test = {}, {}, np.empty(0, int)
   for part in PARTS:
     key, text = f"task.{part}", task[part]
     slices.names(key, text, [NAME])
@@ -124,6 +126,7 @@ def task_of(
     rows = np.concatenate([order[low:high] for _, low, high in pieces[label]])
     own = [inputs[i] for i in rows]
     splits[part] = InMemory(own, found[rows], form, label)
+    test = rows  # the last of PARTS
   slices.refuse_overlaps(pieces)
   return Task(
     name=task["name"],
@@ -134,8 +137,22 @@ def task_of(
     scale=form.scale,
     resident=is_resident(task, form, splits),
     slices=(*(task[part] for part in PARTS), f"seed {task['seed']}"),
+    test_groups=_numbered(groups, test, where),
     **splits,
   )
+
+
+def _numbered(groups, rows: np.ndarray, where: str) -> np.ndarray | None:
+  """Numbers the groups of some rows."""
+  if groups is None:
+    return None
+  found = np.asarray(groups)
+  if found.ndim != 1 or len(found) <= rows.max():
+    raise UserError(
+      f"{where}: groups are of shape {found.shape}, expected one name for each "
+      "example"
+    )
+  return np.unique(found[rows], return_inverse=True)[1].astype(np.int32)
 
 
 def path_of(task: Mapping[str, Any]) -> str:
@@ -148,8 +165,8 @@ def path_of(task: Mapping[str, Any]) -> str:
 
 
 def load_arrays(task: Mapping[str, Any]) -> Task:
-  """Reads a task from NumPy's .npz: `inputs` [N, ...], `classes` int [N] and,
-  if they have names, `class_names` [V].
+  """Reads a task from NumPy's .npz: `inputs` [N, ...], `classes` int [N], if
+  they have names `class_names` [V], and if some belong together `groups` [N].
 
   Args:
     task: the config's section; `path` names the file.
@@ -172,6 +189,7 @@ def load_arrays(task: Mapping[str, Any]) -> Task:
       f"{', '.join(arrays) or 'none'}"
     )
   inputs, classes = arrays["inputs"], arrays["classes"]
+  groups = arrays.get("groups")
   if "class_names" in arrays:
     names = arrays["class_names"]
     if names.ndim != 1 or names.dtype.kind != "U":
@@ -179,11 +197,12 @@ def load_arrays(task: Mapping[str, Any]) -> Task:
         f"{found}class_names are {names.dtype} of shape {names.shape}, "
         "expected texts [V]"
       )
-    return task_of(task, inputs, classes, [str(n) for n in names])
+    return task_of(task, inputs, classes, [str(n) for n in names], None, groups)
   whole = classes.dtype.kind in "iu" and classes.size
   most = int(classes.max()) if whole else 1
   if most >= MOST_CLASSES:
     raise UserError(
       f"{found}a class is {most}, expected below {MOST_CLASSES}, or class_names"
     )
-  return task_of(task, inputs, classes, [str(n) for n in range(most + 1)])
+  numbers = [str(n) for n in range(most + 1)]
+  return task_of(task, inputs, classes, numbers, None, groups)

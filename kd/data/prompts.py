@@ -1,7 +1,8 @@
 """Texts with classes that are a user's own: a task from JSONL, no TFDS.
 
     task.name = "prompts"
-    task.path = "labelled.jsonl"     # {"id", "prompt", "reference"} a line
+    task.path = "labelled.jsonl"     # {"id", "prompt", "reference"} a line,
+                                       # and "group" where some belong together
     task.test = "train[50%:]"          # slices of its one split, `train`
 
 The class names are the distinct references, sorted. The file may end in
@@ -26,6 +27,7 @@ class Labelled(msgspec.Struct):
   prompt: str
   reference: str
   id: str = ""
+  group: str | None = None
 
 
 def load(task: Mapping[str, Any]) -> Task:
@@ -49,7 +51,13 @@ def load(task: Mapping[str, Any]) -> Task:
   form = text_form("prompt", "reference", task["text_features"])
   texts = [e.prompt for e in examples]
   classes = [index[e.reference] for e in examples]
-  return task_of(task, texts, classes, names, form)
+  groups = None
+  if any(e.group is not None for e in examples):  # one without is by itself
+    groups = [
+      f"{i}" if e.group is None else f"in {e.group}"
+      for i, e in enumerate(examples)
+    ]
+  return task_of(task, texts, classes, names, form, groups)
 
 
 def _read(path: str) -> list[Labelled]:

@@ -37,6 +37,11 @@ def load(task: Mapping[str, Any]) -> Task:
     slices.parse(f"task.{part}", task[part])
   name, path = task["name"], task["path"]
   if name in TASKS:
+    if task["group"]:
+      raise UserError(
+        f"task.group = {task['group']!r}: expected '', since the file of "
+        f"{name!r} says itself what belongs together"
+      )
     return TASKS[name](task)
   if path:
     raise UserError(

@@ -96,6 +96,11 @@ class Split:
     labels = (self._example(i, False)[key] for i in range(len(self)))
     return self._keep_labels(np.fromiter(labels, np.int32, len(self)))
 
+  def groups(self, key: str) -> Int32[np.ndarray, " N"]:
+    """Numbers what records hold under `key`: equal ones are one group."""
+    found = [self._example(i, False)[key] for i in range(len(self))]
+    return np.unique(np.array(found), return_inverse=True)[1].astype(np.int32)
+
   def arrays(self) -> tuple[np.ndarray, Int32[np.ndarray, " N"]]:
     """Returns all inputs [N, ...], uint8 or float32, and labels int32 [N]."""
     if self._arrays is not None:
@@ -166,6 +171,8 @@ class Task:
     test: for reporting.
     resident: whether the inputs belong on the device as a whole.
     slices: the config's slices and the seed of the shuffle they cut.
+    test_groups: int [N of test], which of its examples belong together; None
+      where each stands for itself.
   """
 
   name: str
@@ -179,6 +186,7 @@ class Task:
   test: Split
   resident: bool
   slices: tuple[str, ...]
+  test_groups: np.ndarray | None = None
 
   @property
   def signature(self) -> Signature:

@@ -95,6 +95,14 @@ def load(task: Mapping[str, Any]) -> Task:
       f"task.name = {task['name']!r}: {form.label_key!r} has no classes; "
       "accepted: a data set whose ClassLabel says how many there are"
     )
+  groups, key = None, task["group"]
+  if key:
+    known = [k for k in builder.info.features if k != form.input_key]
+    if key not in known:
+      raise UserError(
+        f"task.group = {key!r}: expected one of {', '.join(known)}, or ''"
+      )
+    groups = splits["test"].groups(key)
   return Task(
     name=task["name"],
     version=str(builder.version),
@@ -104,6 +112,7 @@ def load(task: Mapping[str, Any]) -> Task:
     scale=form.scale,
     resident=is_resident(task, form, splits),
     slices=(*(task[part] for part in PARTS), f"seed {task['seed']}"),
+    test_groups=groups,
     **splits,
   )
 

@@ -273,14 +273,14 @@ class FileTypes(tfds.core.GeneratorBasedBuilder):
 
   Features: `bytes` uint16 [2048], both ends of a file as Magika sees them,
   where 256 is padding; `label`, one of Magika's 214 types, by the ending of
-  the file's name; `path`. The corpus depends on the versions that are
-  installed, those of constraints.txt and requirements-data.txt: the name of the
-  builder's config is a hash of them, so that none is taken for another.
+  the file's name; `path` and `package`. The corpus depends on the versions that
+  are installed, those of constraints.txt and requirements-data.txt: the name of
+  the builder's config is a hash of them, so that none is taken for another.
 
   Endings are a human label, not the truth: a `.txt` may hold Markdown.
   """
 
-  VERSION = tfds.core.Version("1.0.0")  # of the code that chooses the files
+  VERSION = tfds.core.Version("1.1.0")  # of the code that chooses the files
 
   def __init__(self, *, config: Any = None, **kwargs: Any):
     config = config or tfds.core.BuilderConfig(
@@ -299,6 +299,7 @@ class FileTypes(tfds.core.GeneratorBasedBuilder):
           ),
           "label": tfds.features.ClassLabel(names=list(magika.content_types())),
           "path": tfds.features.Text(),
+          "package": tfds.features.Text(),
         }
       ),
       supervised_keys=("bytes", "label"),
@@ -315,4 +316,6 @@ class FileTypes(tfds.core.GeneratorBasedBuilder):
     self, rows: Iterable[tuple[str, str, np.ndarray]]
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     for key, (path, label, seen) in enumerate(rows):
-      yield key, {"bytes": seen, "label": label, "path": path}
+      package, _, _ = path.partition("/")
+      row = {"bytes": seen, "label": label, "path": path, "package": package}
+      yield key, row

@@ -53,7 +53,21 @@ class ArraysTest(parameterized.TestCase):
     self.assertEqual(task.train.arrays()[0].dtype, np.uint8)
     self.assertEqual(task.class_names, ("a", "b", "c", "d"))
 
+  def test_examples_that_belong_together(self):
+    inputs, classes = arrays()
+    names = np.array([f"of {i // 10}" for i in range(40)])
+    task = load(self.file(inputs=inputs, classes=classes, groups=names))
+    rows = [
+      np.flatnonzero((inputs == x).all(1))[0] for x in task.test.arrays()[0]
+    ]
+    found = dict(zip(names[rows], task.test_groups, strict=True))
+    self.assertEqual([found[n] for n in names[rows]], task.test_groups.tolist())
+    self.assertLen(set(task.test_groups.tolist()), len(set(names[rows])))
+    alone = load(self.file(inputs=inputs, classes=classes))
+    self.assertIsNone(alone.test_groups)
+
   @parameterized.parameters(
+    (dict(groups=np.zeros(7)), "one name for each example"),
     (dict(classes=np.arange(40) % 4), "lacks the array 'inputs'"),
     (dict(inputs=np.zeros((40, 3), complex)), "inputs are complex128"),
     (dict(inputs=np.zeros(40)), r"of shape \(40,\)"),

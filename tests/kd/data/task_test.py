@@ -95,6 +95,11 @@ class LoadTest(parameterized.TestCase):
     self.assertGreater(counts.min(), 250)
     self.assertEqual(counts.sum(), 3000)
 
+  def test_a_feature_says_what_belongs_together(self):
+    made = task(group="label")
+    np.testing.assert_array_equal(made.test_groups, made.test.labels())
+    self.assertIsNone(task().test_groups)
+
   def test_seed_decides_the_shuffle(self):
     first, again, other = task(), task(), task(seed=1)
     np.testing.assert_array_equal(first.train.labels(), again.train.labels())
@@ -335,6 +340,7 @@ class MistakesTest(parameterized.TestCase):
     ),
     (dict(test="all"), "task.train = .* and task.test = 'all' overlap"),
     (dict(train="train[:9]+train[8:20]"), "^task.train = [^ ]* overlap in 1 "),
+    (dict(group="writer"), "task.group = 'writer': expected one of label, or"),
     (dict(seed=-1), "task.seed = -1: expected a whole number from 0"),
     (dict(seed="0"), "task.seed = '0'"),
     (dict(text_features=0), "task.text_features = 0: expected .* from 1 to"),
