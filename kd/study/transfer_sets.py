@@ -223,7 +223,8 @@ def _keys(task: Task, start: int) -> store.Keys:
   count = len(task.train) - start
   most = count if task.resident else SAMPLE
   rows = np.unique(np.linspace(0, count - 1, min(count, most), dtype=int))
-  return store.Keys(rows, store.keys(task.train.read(start + rows)))
+  inputs = task.train.read_in_chunks(start + rows)
+  return store.Keys(rows, np.concatenate([store.keys(x) for x in inputs]))
 
 
 def check_stores(
