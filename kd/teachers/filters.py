@@ -9,9 +9,9 @@ chain:
     config.filters.clean = (dict(name="refusals"), dict(name="margin", low=0.2))
     config.arms.soft.signal.filter = "clean"
 
-A filter is a function here and its entry in FILTERS; no other file names it.
-Filters are pure: what they need to remember (what was seen already) is made
-anew by each run (kd.teachers.funnel).
+A filter is a function here, from its keys to a Step, and its entry in FILTERS;
+no other file names it. Filters are pure: what a step needs to remember (what was
+seen already) is made anew by each run (kd.teachers.funnel).
 """
 
 import dataclasses
