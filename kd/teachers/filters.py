@@ -10,8 +10,8 @@ chain:
     config.arms.soft.signal.filter = "clean"
 
 A filter is a function here, from its keys to a Step, and its entry in FILTERS;
-no other file names it. Filters are pure: what a step needs to remember (what was
-seen already) is made anew by each run (kd.teachers.funnel).
+no other file names it. Filters are pure: what a step needs to remember (what
+was seen already) is made anew by each run (kd.teachers.funnel).
 """
 
 import dataclasses
