@@ -381,9 +381,11 @@ class BadInputTest(Workdir):
   def test_a_workdir_that_cannot_be_written(self):
     path = pathlib.Path(self.parent, "file")
     path.write_text("")
-    code, err = call(f"--workdir={path}/study")
+    with mock.patch.dict(os.environ, HOME=self.parent):
+      code, err = call("--workdir=~/file/study")
     self.assertEqual(code, 2, err)
-    self.assertIn("cannot be written", err.splitlines()[-1])
+    words = f"workdir = '{path}/study': cannot be written"
+    self.assertIn(words, err.splitlines()[-1])
 
   def test_a_full_disk(self):
     disk = "/dev/full"
