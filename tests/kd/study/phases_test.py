@@ -114,7 +114,10 @@ class PhaseTest(Workdir):
     first = study.run(options(hard=small.HARD), self.workdir)
     made = options(hard=small.HARD)
     made.teacher.path = os.path.join(self.workdir, "teacher")
-    second = study.run(made, os.path.join(self.parent, "second"))
+    described = teacher._description
+    with mock.patch.object(teacher, "_description", wraps=described) as read:
+      second = study.run(made, os.path.join(self.parent, "second"))
+    self.assertEqual(read.call_count, 2)  # checked, and loaded
     self.assertEqual(first["teacher"], second["teacher"])
     self.assertNotIn("warnings", second)
     self.assertEqual(
