@@ -61,7 +61,8 @@ def main(argv: list[str]) -> None:
 
   logging.use_absl_handler()
   logs.listen()
-  results = study.run(config, values.workdir or None, phase=values.phase)
+  workdir = os.path.expanduser(values.workdir)  # no shell does after a =
+  results = study.run(config, workdir or None, phase=values.phase)
   if results is not None:
     with contextlib.suppress(OSError):  # nobody reads it; the report has it
       print(study.verdict(results), flush=True)

@@ -15,7 +15,7 @@ each with soft targets, and the last two with the teacher's answer alone as
 well. `consistent` is compared with `fixed`, and `fixed` with `plain`.
 
 Command: python main.py --config=configs/consistent.py[:long][,smoke]
-`long` trains eight times as many steps. Record and expected numbers:
+`long` trains eight times as many steps. Record, time and expected numbers:
 experiments/consistent.
 """
 

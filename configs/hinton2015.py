@@ -15,8 +15,7 @@ images to train, 500 for choices, 1,000 to test). ARG is one of
 and `smoke` beside it shrinks all of it (`:only78,smoke`).
 
 Command: python main.py --config=configs/hinton2015.py[:ARG]
-Two cores of a busy machine took 4 to 9 minutes for each. Record and expected
-numbers: experiments/hinton2015.
+Record, time and expected numbers: experiments/hinton2015.
 """
 
 import ml_collections

@@ -13,8 +13,8 @@ do as well:
 
 Command: python main.py --config=configs/routing.py[:smoke] \
     [--config.teacher.path=answers.jsonl]
-Needs requirements-data.txt (`make run STUDY=routing` installs it). Record:
-experiments/routing.
+Needs requirements-data.txt (`make run STUDY=routing` installs it). Record, time
+and expected numbers: experiments/routing.
 """
 
 import ml_collections

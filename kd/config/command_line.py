@@ -50,7 +50,7 @@ def read(source: str) -> ConfigDict:
     UserError: there is no such file, or it makes no config; says where in the
       file that is.
   """
-  path, argument = _parts(source)
+  path, argument = _parts(os.path.expanduser(source))
   if not os.path.isfile(path):
     raise UserError(f"--config={source}: no file {path}")
   spec = importlib.util.spec_from_file_location("study_config", path)

@@ -40,7 +40,7 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
     if key not in tree:
       raise UserError(f"{key} is missing from the config")
     sections.check_section(key, key, tree[key])
-    tree[key] = sections.floats(key, tree[key])
+    tree[key] = sections.normal(key, tree[key])
   for section in ("arms", "filters"):
     seen: dict[str, str] = {}
     for name in tree[section]:
@@ -95,7 +95,7 @@ def _merge(name: str, arm: dict, tree: Mapping) -> dict[str, Any]:
     base = {} if section == "student" and "name" in own else tree[section]
     merged[section] = {**base, **own}
     sections.check_section(section, path, merged[section])
-    merged[section] = sections.floats(section, merged[section])
+    merged[section] = sections.normal(section, merged[section])
   _check_signal(f"arms.{name}.signal", merged["signal"], tree["filters"])
   _check_student(f"arms.{name}.student", merged["student"])
   sections.check_train(f"arms.{name}.train", merged["train"])

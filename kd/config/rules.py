@@ -118,6 +118,7 @@ def _is_text(value) -> bool:
 
 NAME_FORM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 TEXT = Check("a text without control characters", _is_text)
+PATH = Check("a path without control characters", _is_text)
 PROSE = Check(
   "a text, its only control characters newlines",
   lambda v: isinstance(v, str) and _is_text(v.replace("\n", " ")),

@@ -5,6 +5,7 @@ A section that is OPEN also holds options of the model that it names, and
 (kd.models, kd.train.arms).
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from kd.config import rules
 from kd.config.rules import (
   FLAG,
   NAME,
+  PATH,
   PROSE,
   REGEX,
   TEXT,
@@ -60,7 +62,7 @@ TRAIN = {
 TEACHER = {
   # The teacher/ folder of an earlier study; or what a black box answered:
   # JSONL or Parquet, or a store of them (kd.teachers.ingest).
-  "path": Key("", TEXT),
+  "path": Key("", PATH),
   "pretrained": Key(False, FLAG),  # published weights instead of training
   # Only sampled answers, as text, leave the teacher.
   "black_box": Key(False, FLAG),
@@ -98,7 +100,7 @@ SIGNAL = {
   "temperature": Key(1.0, number(above=0)),  # at which samples are drawn
   # A black box that is made here draws with this and the next two.
   "seed": Key(0, SIGNAL_SEED),
-  "path": Key("", TEXT),  # a store in the signals/ of an earlier study
+  "path": Key("", PATH),  # a store in the signals/ of an earlier study
   # Examples; what a kill can cost at most.
   "shard_size": Key(16384, integer(1, 2**24)),
 }
@@ -119,8 +121,8 @@ SECTIONS: dict[str, Any] = {
   "contrasts": Key((), tuple_of(TEXT)),
   "task": {
     "name": Key("digits", TEXT),  # any TFDS name, or one of kd.data.registry
-    "path": Key("", TEXT),  # the file of a task that is no TFDS data set
-    "data_dir": Key("", TEXT),  # "" is TFDS's own default
+    "path": Key("", PATH),  # the file of a task that is no TFDS data set
+    "data_dir": Key("", PATH),  # "" is TFDS's own default
     "seed": Key(0, SEED),  # of the split
     "train": Key("train[:60%]", TEXT),
     "validation": Key("train[60%:80%]", TEXT),
@@ -189,24 +191,32 @@ def _check(path: str, found: Any, keys: Any, is_open: bool = False) -> None:
     _check(f"{path}.{key}", found[key], own)
 
 
-def floats(name: str, found: Any) -> Any:
-  """Returns a section whose whole numbers are floats where its rules say
-  number, so that 4 and 4.0 are one study."""
-  return _floats(found, SECTIONS[name])
+def normal(name: str, found: Any) -> Any:
+  """Returns a checked section in one form, so that one study is said once.
+
+  Whole numbers are floats where its rules say number, and a path's ~ is the
+  home folder.
+  """
+  return _normal(found, SECTIONS[name])
 
 
-def _floats(found: Any, keys: Any) -> Any:
-  if isinstance(keys, Key):
-    is_whole = keys.rule.traced and isinstance(found, int)
-    return float(found) if is_whole else found
-  return {k: _floats(v, keys[k]) if k in keys else v for k, v in found.items()}
+def _normal(found: Any, keys: Any) -> Any:
+  if not isinstance(keys, Key):
+    return {
+      k: _normal(v, keys[k]) if k in keys else v for k, v in found.items()
+    }
+  if keys.rule is PATH:
+    return os.path.expanduser(found)
+  is_whole = keys.rule.traced and isinstance(found, int)
+  return float(found) if is_whole else found
 
 
 def fill(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a section, checked, with the usual values of what it lacks."""
+  """Returns a section, checked and in one form (`normal`), with the usual
+  values of what it lacks."""
   section = {**_usual(SECTIONS[name]), **found}
   check_section(name, name, section)
-  return section
+  return normal(name, section)
 
 
 def check_train(path: str, train: Mapping[str, Any]) -> None:

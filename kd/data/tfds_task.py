@@ -5,7 +5,6 @@ ClassLabel. Each slice is one of a seeded shuffle of a builder's split.
 """
 
 import difflib
-import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -120,9 +119,8 @@ def load(task: Mapping[str, Any]) -> Task:
 def _builder(task: Mapping[str, Any]) -> Any:
   """Finds the TFDS builder that `task.name` names."""
   name = task["name"]
-  data_dir = os.path.expanduser(task["data_dir"]) or None
   try:
-    return tfds.builder(name, data_dir=data_dir)
+    return tfds.builder(name, data_dir=task["data_dir"] or None)
   except tfds.core.registered.DatasetNotFoundError as error:
     known = tfds.list_builders(with_community_datasets=False)
     close = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=3)

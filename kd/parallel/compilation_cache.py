@@ -27,6 +27,7 @@ def use(folder: str, seconds: float = 0.3) -> None:
   The variables that jax reads itself go before what is given here.
   """
   if folder:
+    folder = os.path.expanduser(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
     name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
     os.environ.setdefault(name, str(seconds))

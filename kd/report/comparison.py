@@ -101,12 +101,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   try:
     made = compare(args.workdirs, args.metric)
-    if not args.out:
+    out = os.path.expanduser(args.out)
+    if not out:
       print(markdown.write([made]), end="")
-    elif pathlib.Path(args.out).suffix == ".html":
-      files.write_text(args.out, html.write("Studies", [made], style.THEME))
+    elif pathlib.Path(out).suffix == ".html":
+      files.write_text(out, html.write("Studies", [made], style.THEME))
     else:
-      files.write_text(args.out, markdown.write([made]))
+      files.write_text(out, markdown.write([made]))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

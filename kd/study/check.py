@@ -120,7 +120,7 @@ def with_the_task(
   settings = replicate.settings
   asks = answers.is_black_box(settings["teacher"])
   arms.check_classes(groups, task.num_classes)
-  model.check(settings["teacher"], task)
+  fraction = model.check(settings["teacher"], task)
   for name, arm in settings["arms"].items():
     path, signal = f"arms.{name}.signal", arm["signal"]
     model.check_jitter(f"{path}.jitter", signal["jitter"], task)
@@ -134,7 +134,7 @@ def with_the_task(
   if asks:
     black_box.check(task)  # what there is to draw from isn't known yet
   else:
-    starts = transfer_sets.first_rows(settings, task)
+    starts = transfer_sets.first_rows(settings, task, fraction)
     for group in groups:
       start = starts[group.signal["pool"]]
       transfer_sets.draw(group.signal, task, replicate.draws, start)

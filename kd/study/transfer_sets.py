@@ -58,7 +58,11 @@ class Pools:
   def transfers(self, groups: Sequence[arms.Group]) -> dict[str, Transfer]:
     """Labels each pool once, and gives each transfer set its rows of it."""
     os.makedirs(os.path.join(self.of.folder, "signals"), exist_ok=True)
-    starts = {} if self.box else first_rows(self.of.settings, self.task)
+    starts = {}
+    if self.box is None:
+      assert self.teacher is not None
+      fraction = self.teacher.fraction
+      starts = first_rows(self.of.settings, self.task, fraction)
     pools: dict[str, tuple[signals.Signal, np.ndarray | None]] = {}
     transfers = {}
     for group in groups:
@@ -172,11 +176,14 @@ def without(section: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
   return {k: v for k, v in section.items() if k not in keys}
 
 
-def first_rows(settings: Mapping[str, Any], task: Task) -> dict[str, int]:
-  """Returns the first row of each kind of pool that some arm draws from."""
+def first_rows(
+  settings: Mapping[str, Any], task: Task, fraction: float
+) -> dict[str, int]:
+  """Returns the first row of each kind of pool that some arm draws from, where
+  the teacher learns from a fraction of the train split."""
   kinds = {arm["signal"]["pool"] for arm in settings["arms"].values()}
   kinds.add(settings["signal"]["pool"])
-  unseen = teachers.first_unseen(settings["teacher"], task)
+  unseen = teachers.first_unseen(fraction, task)
   if "rest" in kinds and unseen >= len(task.train):
     raise UserError(
       f"signal.pool = 'rest': the teacher sees all {len(task.train)} "
@@ -223,7 +230,8 @@ def _keys(task: Task, start: int) -> store.Keys:
   count = len(task.train) - start
   most = count if task.resident else SAMPLE
   rows = np.unique(np.linspace(0, count - 1, min(count, most), dtype=int))
-  return store.Keys(rows, store.keys(task.train.read(start + rows)))
+  inputs = task.train.read_in_chunks(start + rows)
+  return store.Keys(rows, np.concatenate([store.keys(x) for x in inputs]))
 
 
 def check_stores(

@@ -144,7 +144,8 @@ def main(argv: list[str]) -> int:
   values: dict[str, Any] = {n: given[n].value for n in names if n != "key"}
   values["extra_body"] = options.extra_body(given.extra_body)
   values["key"] = os.environ.get(given.key_env, "")
-  made = ask(argv[1], given.out, Options(**values))
+  paths = map(os.path.expanduser, (argv[1], given.out))
+  made = ask(*paths, Options(**values))
   usd, stopped = made.pop("usd"), made.pop("stopped")
   print(f"{words(made)}; ${usd:.4f} in all")
   if stopped:

@@ -98,7 +98,7 @@ def _spoken(settings, task: Task, teacher: Teacher) -> Iterator[Answers]:
   """Asks a model about a task's texts: its sampled classes, as an API would
   say them, without probabilities."""
   signal, batch = settings["signal"], settings["evaluate"]["batch_size"]
-  unseen = first_unseen(settings["teacher"], task)
+  unseen = first_unseen(teacher.fraction, task)
   for name in PARTS:
     split = getattr(task, name)
     start = unseen if name == "train" and signal["pool"] == "rest" else 0

@@ -9,9 +9,9 @@ chain:
     config.filters.clean = (dict(name="refusals"), dict(name="margin", low=0.2))
     config.arms.soft.signal.filter = "clean"
 
-A filter is a function here and its entry in FILTERS; no other file names it.
-Filters are pure: what they need to remember (what was seen already) is made
-anew by each run (kd.teachers.funnel).
+A filter is a function here, from its keys to a Step, and its entry in FILTERS;
+no other file names it. Filters are pure: what a step needs to remember (what
+was seen already) is made anew by each run (kd.teachers.funnel).
 """
 
 import dataclasses
@@ -249,7 +249,9 @@ def _right(probs, truth) -> np.ndarray:
 
 SHARE = rules.number(low=0, high=1)
 PART = rules.number(above=0, high=1)
-NEAR: dict[str, Check] = {"similarity": PART, "ngram": rules.integer(1)}
+# Closer to 1, 128 permutations do not make the two bands that LSH needs.
+SIMILARITY = rules.number(above=0, high=0.98)
+NEAR: dict[str, Check] = {"similarity": SIMILARITY, "ngram": rules.integer(1)}
 WEIGHTS = Check(
   "a section of weights > 0 by criterion",
   lambda v: bool(v) and rules.WEIGHTS.accepts(v),

@@ -35,7 +35,13 @@ def check(
       raise UserError(
         f"{at}.name = {name!r}: expected one of {', '.join(FILTERS)}"
       )
-    rules.check_keys(at, _keys(section), FILTERS[name].keys)
+    keys = _keys(section)
+    rules.check_keys(at, keys, FILTERS[name].keys)
+    if {"low", "high"} <= keys.keys() and keys["low"] > keys["high"]:
+      raise UserError(
+        f"{at}.low = {keys['low']!r}: expected at most {at}.high = "
+        f"{keys['high']!r}"
+      )
     if not black_box:
       _rows(at, name)
 

@@ -255,7 +255,8 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> int:
-  made = ingest(argv[1:], flags.FLAGS.out, flags.FLAGS.max_bad)
+  *paths, out = map(os.path.expanduser, (*argv[1:], flags.FLAGS.out))
+  made = ingest(paths, out, flags.FLAGS.max_bad)
   print(f"{made['examples']} examples, {made['rejected']} lines rejected")
   return 0
 

@@ -46,6 +46,7 @@ class Teacher:
     model: its name and options.
     weights: {"params", "rest"}.
     fingerprint: a hash of the model's options and weights.
+    fraction: of the train split, the first rows that it learned from.
     of_another_split: whether it was trained on another task or split, and so
       perhaps on examples that this one tests on.
   """
@@ -53,6 +54,7 @@ class Teacher:
   model: Mapping[str, Any]
   weights: Mapping[str, Any]
   fingerprint: str
+  fraction: float
   of_another_split: bool = False
 
   @functools.cached_property
@@ -79,19 +81,24 @@ def options(section: Mapping[str, Any]) -> dict[str, Any]:
   return {k: v for k, v in section.items() if k not in sections.TEACHER}
 
 
-def check(section: Mapping[str, Any], task: Task) -> None:
-  """Checks a config's teacher section against its task."""
+def check(section: Mapping[str, Any], task: Task) -> float:
+  """Checks a config's teacher section against its task.
+
+  Returns:
+    The fraction of the train split that the teacher learns, or learned, from.
+  """
   if has_answers(section):
-    return
+    return 0.0
   if section["path"]:
     found = _description(section["path"])
     _check_fit(section["path"], found, task)
-    return
+    return found["fraction"]
   if section["pretrained"]:
     _check_published(section["name"], task)
   # Raises where the inputs don't fit.
   functional.define(options(section), task.signature)
   check_jitter("teacher.train.jitter", section["train"]["jitter"], task)
+  return 0.0 if section["pretrained"] else section["fraction"]
 
 
 def has_answers(section: Mapping[str, Any]) -> bool:
@@ -108,13 +115,9 @@ def check_jitter(path: str, pixels: int, task: Task) -> None:
     )
 
 
-def first_unseen(section: Mapping[str, Any], task: Task) -> int:
-  """Returns the first row of the train split that the teacher hasn't seen."""
-  if has_answers(section):
-    return 0
-  fraction = 0.0 if section["pretrained"] else section["fraction"]
-  if section["path"]:
-    fraction = _description(section["path"])["fraction"]
+def first_unseen(fraction: float, task: Task) -> int:
+  """Returns the first row of the train split that a teacher of a fraction of
+  it hasn't seen."""
   return max(1, round(fraction * len(task.train))) if fraction else 0
 
 
@@ -183,9 +186,9 @@ def _found(wanted: Wanted) -> Teacher | None:
     return None
   model = options(section)
   weights = _published(model, task)
-  teacher = Teacher(model, weights, _fingerprint(model, weights))
+  teacher = Teacher(model, weights, _fingerprint(model, weights), 0.0)
   os.makedirs(folder, exist_ok=True)
-  _describe(folder, teacher, task, fraction=0.0, pretrained=True)
+  _describe(folder, teacher, task, pretrained=True)
   return teacher
 
 
@@ -205,7 +208,7 @@ def _train(
     "train": section["train"],
     "signal": {"labelled": True, "pool": "teacher"},
   }
-  count, size = first_unseen(section, task), len(task.train)
+  count, size = first_unseen(section["fraction"], task), len(task.train)
   inputs = joined([w.task.train for w in wave])
   starts = np.arange(len(wave), dtype=np.int32)[:, None] * size
   transfer = Transfer(
@@ -257,13 +260,15 @@ def _keep(wanted: Wanted, weights: Mapping[str, Any]) -> Teacher:
   final.save(section["train"]["steps"], weights)
   final.close()
   model = options(section)
-  teacher = Teacher(model, weights, _fingerprint(model, weights))
-  fraction = section["fraction"]
-  _describe(folder, teacher, wanted.task, fraction=fraction, pretrained=False)
+  fingerprint = _fingerprint(model, weights)
+  teacher = Teacher(model, weights, fingerprint, section["fraction"])
+  _describe(folder, teacher, wanted.task, pretrained=False)
   return teacher
 
 
-def _describe(folder: str, teacher: Teacher, task: Task, **facts) -> None:
+def _describe(
+  folder: str, teacher: Teacher, task: Task, *, pretrained: bool
+) -> None:
   """Writes teacher.json: with it the folder holds a teacher."""
   files.write_json(
     _json(folder),
@@ -273,7 +278,8 @@ def _describe(folder: str, teacher: Teacher, task: Task, **facts) -> None:
       "input_shape": list(task.input_shape),
       "task": task.fingerprint,
       "fingerprint": teacher.fingerprint,
-      **facts,
+      "fraction": teacher.fraction,
+      "pretrained": pretrained,
     },
   )
 
@@ -334,7 +340,7 @@ def _load(folder: str, task: Task) -> Teacher:
         "not those that teacher.json tells of: expected the package's earlier "
         "version, or another workdir"
       )
-    return Teacher(model, weights, found["fingerprint"])
+    return Teacher(model, weights, found["fingerprint"], found["fraction"])
   _, init = functional.define(model, task.signature)
   params, rest = jax.eval_shape(init, jax.random.key(0))
   like = {"params": params, "rest": rest}
@@ -344,7 +350,7 @@ def _load(folder: str, task: Task) -> Teacher:
       f"{folder}: the weights are not those that teacher.json tells of: "
       f"expected the fingerprint {found['fingerprint']}"
     )
-  return Teacher(model, weights, found["fingerprint"], other)
+  return Teacher(model, weights, found["fingerprint"], found["fraction"], other)
 
 
 def _json(folder: str) -> str:

@@ -1,9 +1,11 @@
 """Configs from files and the command line, and what is said of their faults."""
 
 import json
+import os
 import pathlib
 import tempfile
 import textwrap
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -144,6 +146,19 @@ class DerivedTest(absltest.TestCase):
     found = [json.dumps(config.resolve(x)) for x in (made, same)]
     self.assertEqual(*found)
 
+  def test_a_home_folder_is_found(self):
+    words = ["teacher.path=~/a", "task.path=~/b", "task.data_dir=~"]
+    words += ["signal.path=~/c", "arms.soft.signal.path=~/d"]
+    with mock.patch.dict(os.environ, HOME="/home/me"):
+      found = config.resolve(override(study(), *words))
+    soft = found["arms"]["soft"]["signal"]["path"]
+    self.assertEqual(found["teacher"]["path"], "/home/me/a")
+    self.assertEqual(found["task"]["path"], "/home/me/b")
+    self.assertEqual(found["task"]["data_dir"], "/home/me")
+    self.assertEqual(
+      (found["signal"]["path"], soft), ("/home/me/c", "/home/me/d")
+    )
+
   def test_a_sweep_outside_of_arms(self):
     with self.assertRaisesRegex(
       UserError, "learning_rate is a sweep, which on"
@@ -254,6 +269,13 @@ class FileTest(parameterized.TestCase):
     )
     made = command_line.read(f"{path}:x:y")
     self.assertEqual((made.study, made.seeds), ("x:y", 3))
+
+  def test_a_file_at_home(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    text = "from kd.config import defaults as get_config\n"
+    pathlib.Path(folder, "mine.py").write_text(text)
+    with mock.patch.dict(os.environ, HOME=folder):
+      self.assertEqual(command_line.read("~/mine.py").seeds, 5)
 
   def test_no_file(self):
     with self.assertRaisesRegex(UserError, "no file /nowhere.py"):

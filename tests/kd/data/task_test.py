@@ -146,6 +146,23 @@ class LoadTest(parameterized.TestCase):
     }
     self.assertLen(others, 5)
 
+  def test_the_fingerprint_holds_a_chunk_of_inputs_at_most(self):
+    streamed, most = task(resident=False), []
+    expected = streamed.fingerprint
+    load_rows = Split._load
+
+    def counted(split, chunk):
+      most.append(len(chunk))
+      return load_rows(split, chunk)
+
+    with (
+      mock.patch.object(tasks, "CHUNK", 100),
+      mock.patch.object(Split, "_load", counted),
+    ):
+      found = task(resident=False).fingerprint
+    self.assertEqual((max(most), sum(most)), (100, 1024 + 360 + 359))
+    self.assertEqual(found, expected)
+
   def test_processes_may_prepare_at_once(self):
     folder = folder_for(self)
     code = (

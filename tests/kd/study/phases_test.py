@@ -22,6 +22,7 @@ from kd.errors import UserError
 from kd.study import phases
 from kd.teachers import model as teacher
 from tests.kd import small
+from tests.kd.teachers.ingest_test import cpu_seconds
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -113,7 +114,10 @@ class PhaseTest(Workdir):
     first = study.run(options(hard=small.HARD), self.workdir)
     made = options(hard=small.HARD)
     made.teacher.path = os.path.join(self.workdir, "teacher")
-    second = study.run(made, os.path.join(self.parent, "second"))
+    described = teacher._description
+    with mock.patch.object(teacher, "_description", wraps=described) as read:
+      second = study.run(made, os.path.join(self.parent, "second"))
+    self.assertEqual(read.call_count, 2)  # checked, and loaded
     self.assertEqual(first["teacher"], second["teacher"])
     self.assertNotIn("warnings", second)
     self.assertEqual(
@@ -333,6 +337,18 @@ class DivergenceTest(Workdir):
 
 
 class BadInputTest(Workdir):
+  def refused(self, flag, message):
+    """Sees one line, exit code 2 and nothing written; returns CPU seconds."""
+    began = cpu_seconds()
+    code, err = call(flag, f"--workdir={self.workdir}")
+    self.assertEqual(code, 2, err)
+    lines = [x for x in err.splitlines() if x.startswith("error: ")]
+    self.assertLen(lines, 1, err)
+    self.assertNotIn("Traceback", err)
+    self.assertIn(message, lines[0])
+    self.assertFalse(os.path.exists(self.workdir))
+    return cpu_seconds() - began
+
   @parameterized.parameters(
     ("--config.train.stepz=3", "stepz"),
     ("--config.arms.soft.temperature=-1", "temperature = -1.0"),
@@ -342,25 +358,24 @@ class BadInputTest(Workdir):
     ("--config.arms.soft.objective=magic", "objective = 'magic'"),
     ("--config.baseline=nobody", "baseline = 'nobody'"),
     ("--config.arms.rank.samples=1000", "samples = 1000"),
-    ("--config.task.name=digitz", "did you mean digits"),
     ("--config=configs/nothing.py", "nothing.py"),
     ("--config=configs/digits.py:nonsense", "nonsense"),
     ("--phase=trian", "unknown phase 'trian'"),
     ("--nonsense=3", "nonsense"),
     ("--config.teacher.path=/nowhere", "teacher.path = '/nowhere'"),
+    ("--config.signal.jitter=-1", "jitter = -1"),
+  )
+  def test_what_the_config_alone_tells_is_said_at_once(self, flag, message):
+    self.assertLess(self.refused(flag, message), 2.0)
+
+  @parameterized.parameters(
+    ("--config.task.name=digitz", "did you mean digits"),
     ("--config.signal.omit_classes=(11,)", "omit_classes = [11]"),
     ("--config.teacher.fraction=1.0", "signal.pool = 'rest'"),
-    ("--config.signal.jitter=-1", "jitter = -1"),
     ("--config.evaluate.metric=f1", "evaluate.metric = 'f1'"),
   )
-  def test_one_line_exit_code_2_and_nothing_written(self, flag, message):
-    code, err = call(flag, f"--workdir={self.workdir}")
-    self.assertEqual(code, 2, err)
-    lines = [x for x in err.splitlines() if x.startswith("error: ")]
-    self.assertLen(lines, 1, err)
-    self.assertNotIn("Traceback", err)
-    self.assertIn(message, lines[0])
-    self.assertFalse(os.path.exists(self.workdir))
+  def test_what_the_task_tells(self, flag, message):
+    self.refused(flag, message)
 
   def test_jitter_of_what_is_no_image(self):
     words: Any = ways.RandomImages(3, (4096,), 1)
@@ -381,9 +396,11 @@ class BadInputTest(Workdir):
   def test_a_workdir_that_cannot_be_written(self):
     path = pathlib.Path(self.parent, "file")
     path.write_text("")
-    code, err = call(f"--workdir={path}/study")
+    with mock.patch.dict(os.environ, HOME=self.parent):
+      code, err = call("--workdir=~/file/study")
     self.assertEqual(code, 2, err)
-    self.assertIn("cannot be written", err.splitlines()[-1])
+    words = f"workdir = '{path}/study': cannot be written"
+    self.assertIn(words, err.splitlines()[-1])
 
   def test_a_full_disk(self):
     disk = "/dev/full"

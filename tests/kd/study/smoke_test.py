@@ -3,13 +3,15 @@
 import json
 import os
 import pathlib
+import subprocess
 
 from absl.testing import absltest, parameterized
 
+from kd import study
 from tests.kd.study.phases_test import (
   ROOT,
   Workdir,
-  call,
+  command,
   results_of,
 )
 
@@ -19,11 +21,14 @@ CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
 class SmokeTest(Workdir):
   @parameterized.parameters(*CONFIGS)
   def test_every_config(self, name):
-    code, err = call(
-      f"--config=configs/{name}:smoke", f"--workdir={self.workdir}"
+    flags = f"--config=configs/{name}:smoke", f"--workdir={self.workdir}"
+    done = subprocess.run(
+      command(*flags), capture_output=True, text=True, cwd=ROOT
     )
-    self.assertEqual(code, 0, err)
+    self.assertEqual(done.returncode, 0, done.stderr)
     results = results_of(self.workdir)
+    *_, last = done.stdout.splitlines()
+    self.assertEqual(last, study.verdict(results))
     self.assertGreaterEqual(len(results["arms"]), 4)
     for arm in results["arms"].values():
       for metric in ("accuracy", "nll", "ece", "brier", "agreement"):

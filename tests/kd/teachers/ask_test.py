@@ -519,6 +519,14 @@ class RefusalTest(Asking):
     )
     self.assertEqual(done.stdout, "False\n")
 
+  def test_a_home_folder_is_found(self):
+    self.out = "~/answers.jsonl"
+    command = self.command("one")
+    with absltest.mock.patch.dict(os.environ, HOME=str(self.root)):
+      done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertTrue((self.root / "answers.jsonl").exists())
+
   def test_a_run_tells_what_it_did(self):
     self.server.say["bad"] = (400, "no \x1b[31msuch\x1b[0m thing", {})
     command = self.command("fine", "bad", samples=1)

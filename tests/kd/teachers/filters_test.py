@@ -46,6 +46,14 @@ class FilterTest(parameterized.TestCase):
     )
     self.assertEqual(list(kept), ["q0", "q2"])
 
+  @parameterized.parameters(1e-9, 0.98)
+  def test_the_ends_of_similarity(self, value):
+    section = {"name": "near_duplicates", "similarity": value}
+    funnel.check("filters", [section])
+    examples = [example(0, "a", prompt="one"), example(1, "a", prompt="one")]
+    kept, _ = funnel.run(examples, [section])
+    self.assertEqual([a.id for a in kept], ["q0"])
+
   def test_leakage(self):
     kept, _ = run(
       "leakage",

@@ -37,6 +37,11 @@ class RunTest(parameterized.TestCase):
     ({"name": "agreement", "low": 0.5, "x": 1}, r"\.x = 1: unknown key"),
     ({"name": "pattern", "regex": "("}, "expected a regular expression"),
     ({"name": "rubric", "low": 0.0, "weights": {}}, "a section of weights > 0"),
+    ({"name": "leakage", "similarity": 1.0}, "similarity = 1.0: .* <= 0.98"),
+    (
+      {"name": "entropy", "low": 1.0, "high": 0.5},
+      "low = 1.0: expected at mos",
+    ),
   )
   def test_what_a_config_may_not_say(self, section, words):
     with self.assertRaisesRegex(UserError, words):
