@@ -48,7 +48,7 @@ def claim(
     config: the resolved config; a folder that holds another is refused.
     need_bytes: how much the study will write at most.
     again: whether its evaluation is done again: then the section `evaluate`
-      may differ from the folder's, whose config takes it.
+      and `contrasts` may differ from the folder's, whose config takes them.
 
   Raises:
     UserError: the folder can't be written, has too little room, holds another
@@ -147,8 +147,8 @@ def _stopped(folder: str, places: Sequence[str], phase: str) -> str:
 def _of_the_same(
   path: str, config: Mapping[str, Any], again: bool
 ) -> Mapping[str, Any]:
-  """Returns what config.json holds, which may differ in `evaluate` alone, and
-  in that where the evaluation is done again."""
+  """Returns what config.json holds, which may differ in `evaluate` and
+  `contrasts` alone, and in those where the evaluation is done again."""
   found = files.read_json(path, "config of a study")
   if not isinstance(found, Mapping) or not isinstance(
     found.get("config"), Mapping
@@ -156,7 +156,9 @@ def _of_the_same(
     raise UserError(f"{path}: not a study's config")
   ours, theirs = dict(_leaves(config)), dict(_leaves(found["config"]))
   keys = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
-  other = [k for k in keys if not k.startswith("evaluate.")]
+  other = [
+    k for k in keys if not k.startswith("evaluate.") and k != "contrasts"
+  ]
   if other or (keys and not again):
     key = (other or keys)[0]
     mend = "" if other else ", or --phase=evaluate: to evaluate it again"
