@@ -4,7 +4,8 @@ A teacher that gives text and no probabilities has answered K = 8 times each
 prompt of 20 Newsgroups: which newsgroup is this post for? Its answers are all
 that the students (hashed words and pairs of words, one hidden layer) ever see;
 human labels serve the test alone. Objectives stand on the same samples, with
-and without filters.
+and without filters. Votes of eight samples tie: the arms `order` rank what was
+sampled above all the rest, and differ in what a tie means.
 
 Without `teacher.path` the study makes such a teacher first: a larger network
 trained on the human labels of half of the train split answers for the other
@@ -79,6 +80,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     ),
     plackett_luce=arm(
       objective="plackett_luce", candidates="all", ties="average", **ranked
+    ),
+    order=dict(
+      objective="plackett_luce",
+      candidates="rest",
+      ties=sweep("average", "mean", "any"),
+      **ranked,
     ),
   )
   config.contrasts = tuple(

@@ -117,10 +117,10 @@ def ece(
     probs: probabilities; the confidence is their largest.
     labels: y.
     bins: their number.
-    equal_mass: False for bins of equal width, ((b - 1) / bins, b / bins], 0 in
-      the first. True for bins of equal size: the n-th smallest of N
-      confidences, from 0, goes to bin floor(n bins / N). Equal confidences are
-      then given their mean accuracy, so the order of the data has no influence.
+    equal_mass: False for bins of equal width, those of `bin_of`. True for bins
+      of equal size: the n-th smallest of N confidences, from 0, goes to bin
+      floor(n bins / N). Equal confidences are then given their mean accuracy,
+      so the order of the data has no influence.
 
   Returns:
     A fraction.
@@ -148,11 +148,23 @@ def ece(
     correct = (total / jnp.maximum(jnp.bincount(tied, length=size), 1))[tied]
     which = np.arange(size) * bins // max(size, 1)
   else:
-    edges = np.linspace(0, 1, bins + 1).astype(np.float32)
-    which = jnp.searchsorted(edges, confidence, side="left") - 1
-    which = jnp.clip(which, 0, bins - 1)
+    which = bin_of(confidence, bins)
   gaps = jnp.bincount(which, correct - confidence, length=bins)
   return _where(_are_probs(p), jnp.sum(jnp.abs(gaps)) / size)
+
+
+def bin_of(confidence: Float[ArrayLike, "..."], bins: int) -> Int[Array, "..."]:
+  """Returns the bin of equal width, from 0, that holds each confidence.
+
+  Bin b is (b / bins, (b + 1) / bins], and 0 is in the first. Confidences and
+  edges are compared as float32, in which a confidence of k / bins is the edge
+  k / bins: in float64, that of 0.6 is above it.
+
+  >>> print(bin_of(np.float32([0.0, 0.2, 0.6, 1.0]), 5))
+  [0 0 2 4]
+  """
+  edges = np.float32(np.arange(1, bins) / bins)
+  return jnp.searchsorted(edges, _float32(confidence), side="left")
 
 
 def auroc(

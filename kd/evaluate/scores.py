@@ -102,16 +102,14 @@ def shifted(logits, shift: float, classes: Sequence[int]):
 def reliability(logits, labels, bins: int) -> dict[str, list]:
   """Counts a reliability diagram, all runs of an arm pooled.
 
-  Bin b holds the predictions whose confidence is in (b / bins, (b+1) / bins];
-  those whose logits are not finite are in none. An edge is told in float64
-  here and in float32 by metrics.ece, so one on it may be in another bin there.
+  The bins are those of metrics.ece; predictions whose logits are not finite
+  are in none.
   """
   probs = np.asarray(jax.nn.softmax(logits))
   right = probs.argmax(-1) == np.asarray(labels)
   kept = np.isfinite(probs).all(-1)
   confidence, right = probs.max(-1)[kept], right[kept]
-  edge = np.ceil(confidence.astype(np.float64) * bins).astype(int)
-  index = np.clip(edge - 1, 0, bins - 1)
+  index = np.asarray(metrics.bin_of(confidence, bins))
   count = np.bincount(index, minlength=bins)
 
   def mean(x):

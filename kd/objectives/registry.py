@@ -229,7 +229,7 @@ def _has_order(
 
 
 def _all_have_votes(keys: Mapping[str, Any]) -> str:
-  if keys["candidates"] == "all" and keys["scores"] != "votes":
+  if keys["candidates"] != "sampled" and keys["scores"] != "votes":
     return (
       f"scores = {keys['scores']!r}: classes that were not sampled have votes "
       "alone; expected 'votes', or candidates = 'sampled'"
@@ -237,12 +237,29 @@ def _all_have_votes(keys: Mapping[str, Any]) -> str:
   return ""
 
 
+def _orders_are_few(keys: Mapping[str, Any]) -> str:
+  if keys["ties"] in ("mean", "any"):
+    if keys["candidates"] == "all":
+      return (
+        f"ties = {keys['ties']!r}: takes every order of the classes that were "
+        "not sampled; expected candidates = 'sampled' or 'rest'"
+      )
+    most = ranking.LONGEST - (keys["candidates"] == "rest")
+    if keys["samples"] > most:
+      return (
+        f"samples = {keys['samples']}: ties = {keys['ties']!r} takes every "
+        f"order; expected at most {most}, or ties = 'average'"
+      )
+  return _all_have_votes(keys)
+
+
 WEIGHT = rules.number(low=0)
 TEMPERATURE = {"temperature": rules.number(above=0)}
 DIVERGENCE = {"divergence": rules.choice(*divergences.DIVERGENCES)}
 SAMPLES = {"samples": rules.integer(1)}
 RANKED = {**SAMPLES, "scores": rules.choice("votes", "log_probs", "scores")}
-CANDIDATES = {"candidates": rules.choice("sampled", "all")}
+CANDIDATES = {"candidates": rules.choice("sampled", "all", "rest")}
+TIES = {"ties": rules.choice("average", "mean", "any", "index")}
 TOP = {"k": rules.integer(1)}
 
 OBJECTIVES: dict[str, Objective] = {
@@ -334,12 +351,12 @@ OBJECTIVES: dict[str, Objective] = {
   ),
   "plackett_luce": Objective(
     _plackett_luce,
-    {**RANKED, **CANDIDATES, "ties": rules.choice("average", "index")},
+    {**RANKED, **CANDIDATES, **TIES},
     reads="{scores} samples",
     words="Plackett-Luce on the teacher's samples",
     rows=_has_score,
     needs="a sample with such a score",
-    limit=_all_have_votes,
+    limit=_orders_are_few,
   ),
   "pairwise_logistic": Objective(
     _pairwise,

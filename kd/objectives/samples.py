@@ -77,13 +77,25 @@ def candidates(
     scores: "votes", or "log_probs" or "scores" of the samples.
     among: "sampled" for the distinct answers, of which each has the mean of its
       samples' values, and one without a value is not ranked; "all" for every
-      class by its votes, those never sampled having none.
+      class by its votes, those never sampled having none; "rest" for the
+      distinct answers and, below them, all that were never sampled as one
+      entry: its score is the log of their summed exp, so that in Plackett-Luce
+      it is the first of them, in whatever order.
   """
   if among == "all":
     votes = jax.nn.one_hot(drawn.ids, student.num_classes).sum(axis=-2)
     return student.logits, votes, jnp.ones(votes.shape, bool)
   values, where = _ranked(drawn, scores)
-  return student.logits_at(jnp.maximum(drawn.ids, 0)), values, where
+  listed = student.logits_at(jnp.maximum(drawn.ids, 0))
+  if among == "sampled":
+    return listed, values, where
+  seen = jax.nn.one_hot(drawn.ids, student.num_classes, dtype=bool).any(axis=-2)
+  rest = jnp.where(seen, -1e30, student.logits)
+  rest = jax.nn.logsumexp(rest, axis=-1, keepdims=True)
+  some = ~seen.all(axis=-1, keepdims=True)
+  entries = (listed, rest), (values, jnp.zeros_like(rest)), (where, some)
+  listed, values, where = (jnp.concatenate(x, axis=-1) for x in entries)
+  return listed, values, where
 
 
 def has_answer(ids: Ids) -> Rows:
@@ -117,7 +129,7 @@ def has_order(
   ordered = (above & where[:, :, None] & where[:, None, :]).any(axis=(-2, -1))
   if among == "sampled":
     return ordered
-  distinct = where.sum(axis=-1)  # and above every class that has no vote
+  distinct = where.sum(axis=-1)  # and above every class, if any, without a vote
   return ordered | ((distinct > 0) & (distinct < num_classes))
 
 

@@ -131,6 +131,16 @@ class CalibrationTest(oracles.TestCase):
     oracles.assert_close(actual, 0.5 * 0.6 + 0.5 * 0.3)
     oracles.assert_close(metrics.ece(np.eye(2), np.array([0, 1])), 0.0)
 
+  @parameterized.parameters(1, 3, 5, 7, 10, 15, 49, 100)
+  def test_an_edge_is_in_the_bin_below_it(self, bins):
+    edges = np.float32(np.arange(1, bins + 1) / bins)
+    for dtype in (np.float32, np.float64):
+      found = metrics.bin_of(edges.astype(dtype), bins)
+      np.testing.assert_array_equal(found, np.arange(bins))
+    above = metrics.bin_of(np.nextafter(edges[:-1], np.float32(1)), bins)
+    np.testing.assert_array_equal(above, np.arange(1, bins))
+    self.assertEqual(metrics.bin_of(0.0, bins), 0)
+
   @parameterized.parameters(1, 4, 15)
   def test_equal_mass(self, bins):
     _, probs, labels = predictions(8, 10)

@@ -51,7 +51,32 @@ class ShiftTest(parameterized.TestCase):
     self.assertTrue(np.isnan(metrics.accuracy(logits, LABELS)))
 
 
-class ReliabilityTest(absltest.TestCase):
+class ReliabilityTest(parameterized.TestCase):
+  @parameterized.parameters(5, 10, 15)
+  def test_an_edge_confidence_is_in_the_bin_of_the_ece(self, bins):
+    # Logits whose softmax is an edge to the last bit.
+    edges = np.float32(np.arange(bins // 2 + 1, bins) / bins)
+    tried = (
+      np.log(edges / (1 - edges))[:, None] + np.linspace(-1, 1, 801) * 2e-5
+    )
+    logits = np.stack([tried, np.zeros_like(tried)], -1).astype(np.float32)
+    exact = np.asarray(jax.nn.softmax(logits))[..., 0] == edges[:, None]
+    self.assertTrue(exact.any(-1).all())
+    logits = logits[np.arange(len(edges)), exact.argmax(-1)]
+    count = scores.reliability(logits, np.zeros(len(edges), int), bins)["count"]
+    self.assertEqual(
+      np.flatnonzero(count).tolist(), list(range(bins // 2, bins - 1))
+    )
+    for edge, z in zip(edges, logits, strict=True):
+      # A wrong prediction in the same bin: their errors cancel within it.
+      below = np.float32(edge - 0.2 / bins)
+      low = np.log(below / (1 - below))
+      both = np.stack([z, [low, 0.0]]).astype(np.float32)
+      found = scores.reliability(both, np.array([0, 1]), bins)
+      self.assertEqual(max(found["count"]), 2)
+      ece = metrics.ece(jax.nn.softmax(both), np.array([0, 1]), bins)
+      self.assertAlmostEqual(float(ece), abs((edge + below) / 2 - 0.5), 6)
+
   def test_counts_add_up_and_give_the_ece(self):
     bins = scores.reliability(LOGITS, LABELS, 15)
     self.assertEqual(sum(bins["count"]), 400)

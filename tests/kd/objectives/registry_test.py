@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from kd import signals
+from kd import ranking, signals
 from kd.models import outputs
 from kd.objectives.registry import OBJECTIVES
 
@@ -86,6 +86,46 @@ class ObjectiveTest(parameterized.TestCase):
         total += np.log(s[votes < vote].sum() + share * s[tied].sum())
         total -= LOGITS[b, ids[i]]
       np.testing.assert_allclose(found[b], total / len(ids), rtol=2e-5)
+
+  def test_the_rest_is_one_entry_below_what_was_sampled(self):
+    k = 6
+    keys = dict(samples=k, scores="votes", ties="any")
+    found = loss("plackett_luce", candidates="rest", **keys)
+    for b in range(B):
+      votes = np.bincount(IDS[b, :k], minlength=V)
+      # Those never sampled are tied in the list of all classes.
+      whole = ranking.plackett_luce(
+        jnp.asarray(LOGITS[b]), jnp.asarray(votes), ties="any"
+      )
+      entries = (votes > 0).sum() + (votes == 0).any()
+      np.testing.assert_allclose(found[b], V * whole / entries, rtol=2e-5)
+
+  def test_the_rest_where_all_was_sampled_or_nothing(self):
+    keys = dict(scores="votes", candidates="rest")
+    tests = MissingSamplesTest()
+    every = tests.signal([3, 1, 3, 2, 0, 4])
+    sampled = dict(keys, candidates="sampled")
+    for name, own in (
+      ("plackett_luce", dict(ties="any")),
+      ("pairwise_logistic", dict(weights=None)),
+    ):
+      own = dict(own, samples=6)
+      np.testing.assert_allclose(
+        tests.loss(name, every, **own, **keys),
+        tests.loss(name, every, **own, **sampled),
+        rtol=1e-6,
+      )
+      none = tests.signal([-1, -1])
+      own["samples"] = 2
+      self.assertEqual(tests.loss(name, none, **own, **keys), 0)
+    one = tests.signal([3, 3])
+    has_order = OBJECTIVES["pairwise_logistic"].rows
+    for among, told in (("sampled", False), ("rest", True)):
+      keys = dict(keys, samples=2, weights=None, candidates=among)
+      self.assertEqual(bool(has_order(one, V, **keys)[0]), told)
+    found = tests.loss("pairwise_logistic", one, **keys)
+    expected = -log_softmax(LOGITS[:1])[0, 3]  # against the sum of the others
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
   def test_one_distinct_answer_teaches_no_ranking(self):
     sure = signals.make(

@@ -53,6 +53,16 @@ class CheckTest(parameterized.TestCase):
     ({**RANK, "scores": "scores"}, {}, "'scores': only a black box gives"),
     ({**ORDER, "scores": "log_probs"}, {}, "classes that were not sampled"),
     ({**PAIRS, "scores": "log_probs"}, {}, "classes that were not sampled"),
+    (
+      {**ORDER, "ties": "any"},
+      {},
+      "ties = 'any': takes every order of the cla",
+    ),
+    (
+      {**ORDER, "ties": "mean", "candidates": "rest", "samples": 10},
+      {"samples": 10},
+      "samples = 10: ties = 'mean' takes every order; expected at most 9,",
+    ),
     ({"objective": "preference", "samples": 8}, {}, "needs rejected altern"),
     (SOFT, {"keep": "top_k"}, "objective = 'soft': needs the logits of all"),
     (DKD, {"keep": "top_k"}, "objective = 'dkd': needs the logits of all"),
@@ -79,6 +89,8 @@ class CheckTest(parameterized.TestCase):
 
   @parameterized.parameters(
     BEST, RANK, {**RANK, "scores": "scores"}, ORDER, PAIRS,
+    {**ORDER, "ties": "any", "candidates": "rest"},
+    {**ORDER, "ties": "mean", "candidates": "sampled"},
     {"objective": "preference", "samples": 8},
   )  # fmt: skip
   def test_what_a_black_box_may_have(self, **arm):
