@@ -96,4 +96,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     for kept in ("none", "agree")
     for name in ("rank", "plackett_luce")
   )
+  config.contrasts += (
+    "order[ties=mean] - order[ties=average]",
+    "order[ties=any] - order[ties=average]",
+  )
   return config.lock()
