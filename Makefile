@@ -1,6 +1,7 @@
 # make run    set-up, and the default study (STUDY=few_labels runs another)
 # make test   set-up, and lint, types and all tests
 # make smoke  every study at its smallest
+# make records  every study of experiments/ anew, and its record
 # make compile-check  the kernels, compiled for TPU and GPU with no device
 
 STUDY ?= digits
@@ -9,6 +10,14 @@ FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
+# What experiments/ holds: study[,argument]=folder:section of its README.
+RECORDS := digits=digits:results digits,tuned=digits:tuned \
+  few_labels=few_labels:results filetype=filetype:results top_k=top_k:results \
+  routing=routing:results consistent=consistent:short \
+  consistent,long=consistent:long hinton2015=hinton2015:omit3 \
+  hinton2015,only78=hinton2015:only78 hinton2015,table=hinton2015:table \
+  hinton2015,temperature=hinton2015:temperature
+
 # Studies whose data are packages of their own (requirements-data.txt).
 DATA_STUDIES := routing filetype
 
@@ -16,7 +25,7 @@ DATA_STUDIES := routing filetype
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.13 python3.14 python3 python)
 IS_NEW := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
 
-.PHONY: run test lint smoke compile-check clean
+.PHONY: run test lint smoke records compile-check clean
 .DELETE_ON_ERROR:
 
 run: $(if $(filter $(DATA_STUDIES),$(firstword $(subst :, ,$(STUDY)))),$(VENV)/.data,$(VENV)/.runtime)
@@ -34,6 +43,15 @@ smoke: $(VENV)/.data
 	for file in configs/*.py; do \
 	  name=$$(basename $$file .py); \
 	  $(BIN)/python main.py --config=$$file:smoke --workdir=runs/$$name-smoke || exit; \
+	done
+
+records: $(VENV)/.data
+	for record in $(RECORDS); do \
+	  study=$${record%%=*}; place=$${record#*=}; \
+	  file=$${study%%,*}; argument=$${study#$$file}; \
+	  workdir=runs/$$(echo $$study | tr , -); \
+	  $(BIN)/python main.py --config=configs/$$file.py:$${argument#,} --workdir=$$workdir && \
+	  $(BIN)/python -m kd.report.record $$workdir experiments/$${place%%:*} --section=$${place#*:} || exit; \
 	done
 
 # Compilers for TPU and GPU are heavy (about 1.5 GB), hence a place of their own.
