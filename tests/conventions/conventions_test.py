@@ -1,7 +1,8 @@
 """Every line of docs/conventions.md, against what the peers computed."""
 
+import functools
 import json
-import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from kd.objectives import terms
 from kernels import Head, Logits, TopK, distill_loss
 from tests.conventions import record
 
-KEPT = json.loads(pathlib.Path(record.RECORDED).read_text())
+KEPT = json.loads(record.RECORDED.read_text())
 SAME, OTHERS = record.lines("same"), record.lines("others")
 LEAVES = ("z", "h_z")
 
@@ -58,24 +59,36 @@ def names(arrays):
   }
 
 
-def ours(call, kind, scales):
-  """Returns our value and gradients, for each scale, compiled once."""
-  made = [record.inputs(KEPT["inputs"], kind, s) for s in scales]
+@functools.cache
+def ours(kind):
+  """Returns {call: (values, gradients)} of our calls for such inputs, at each
+  scale; all in one program, which compiles sooner than one for each."""
+  made = [record.inputs(KEPT["inputs"], kind, s) for s in record.SCALES]
   arrays = {
     k: np.stack([x[k] for x in made]).astype(
       np.int32 if made[0][k].dtype.kind == "i" else np.float32
     )
     for k in made[0]
   }
-
-  def value(leaves, rest):
-    found = eval(call, names(rest | leaves))
-    return jnp.sum(found), found
-
   leaves = {k: arrays.pop(k) for k in LEAVES}
-  both = jax.jit(jax.vmap(jax.grad(value, has_aux=True)))
-  gradients, values = both(leaves, arrays)
-  return np.asarray(values), jax.tree.map(np.asarray, gradients)
+  calls = {c for _, _, (c,), _ in SAME if kind == "plain"}
+  calls |= {c for _, (k,), _, (c,), _ in OTHERS if k == kind}
+
+  def both(leaves, rest):
+    def value(call):
+      def of(leaves):
+        found = eval(call, names(rest | leaves))
+        return jnp.sum(found), found
+
+      return of
+
+    return {
+      call: jax.grad(value(call), has_aux=True)(leaves)
+      for call in sorted(calls)
+    }
+
+  found = jax.jit(jax.vmap(both))(leaves, arrays)
+  return jax.tree.map(np.asarray, found)
 
 
 class SameTest(parameterized.TestCase):
@@ -86,7 +99,7 @@ class SameTest(parameterized.TestCase):
     (call,), (ratio,) = our, ratio
     sizes = {"V": record.V, "S": record.S, "T": record.T}
     ratio = eval(ratio, sizes)
-    values, gradients = ours(call, "plain", record.SCALES)
+    gradients, values = ours("plain")[call]
     for name in theirs:
       for scale, found in enumerate(KEPT["same"][name]):
         expected = np.array(found["value"], float)
@@ -109,6 +122,13 @@ class SameTest(parameterized.TestCase):
     said = [f"{k}: {c}" for _, (k,), theirs, _, _ in OTHERS for c in theirs]
     self.assertCountEqual(said, KEPT["others"])
 
+  def test_the_versions_are_those_of_the_page(self):
+    page = record.PAGE.read_text()
+    tools = {"triton", "numpy"}  # which run the peers, and are none
+    for name in KEPT["versions"].keys() - tools:
+      version = KEPT["versions"][name].split("+")[0]
+      self.assertRegex(page, rf"\b{re.escape(version)}\b", name)
+
 
 class OthersTest(parameterized.TestCase):
   @parameterized.named_parameters(
@@ -116,7 +136,7 @@ class OthersTest(parameterized.TestCase):
   )
   def test_line(self, peer, kind, theirs, our, what):
     (call,), (kind,), (what,) = our, kind, what
-    values, gradients = ours(call, kind, record.SCALES[:1])
+    gradients, values = ours(kind)[call]
     self.assertTrue(np.isfinite(values).all())
     for gradient in gradients.values():
       self.assertTrue(np.isfinite(gradient).all())
