@@ -22,7 +22,7 @@ from kd import files, interrupts
 from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
-from kd.evaluate import cost, scores, stats, verdict
+from kd.evaluate import cost, registry, scores, stats, verdict
 from kd.report import page
 from kd.study import check, transfer_sets, workdir
 from kd.study.check import PHASES
@@ -228,10 +228,10 @@ class _Study:
     options = settings["evaluate"]
     bins = options["bins"]
     said, teacher_scores, teacher_bins = self._judge_teacher()
-    values, bins_of = {}, {}
+    scored = {}
     for group in self.groups:
       for name in group.names:
-        values[name], bins_of[name] = scores.arm(
+        scored[name] = scores.arm(
           group,
           states[name],
           task,
@@ -239,10 +239,19 @@ class _Study:
           batch=self.batch,
           bins=bins,
           shift_classes=options["shift_classes"],
+          metric=options["metric"],
         )
-    summary = stats.summarise(
-      {name: values[name] for name in settings["arms"]},
+    scored = {name: scored[name] for name in settings["arms"]}
+    values = {name: s.values for name, s in scored.items()}
+    answers = self.box.test if self.box else None
+    summary, _ = stats.summarise(
+      values,
       {name: arm["baseline"] for name, arm in settings["arms"].items()},
+      metric=options["metric"],
+      worth=registry.worths(
+        {m for v in values.values() for m in v}, [task.test.labels()], answers
+      ),
+      each={name: s.each for name, s in scored.items()},
     )
     return {
       "study": settings["study"],
@@ -264,7 +273,7 @@ class _Study:
             )
             if step
           },
-          "reliability": bins_of[name],
+          "reliability": scored[name].reliability,
           "metrics": summary[name],
         }
         for name, arm in settings["arms"].items()
