@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from kd.config import rules, sections, sweeps
+from kd.config import contrasts, rules, sections, sweeps
 from kd.config.sections import IN_ARMS, IN_ARMS_TRAIN, SECTIONS
 from kd.errors import UserError
 
@@ -66,6 +66,8 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
           key, target, family, name, swept, variants
         )
       }
+  for text in tree["contrasts"]:
+    contrasts.parse(text, arms)
   return {**tree, "arms": arms}
 
 

@@ -13,8 +13,10 @@ validation split; what ends in `_seconds` is a time.
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from kd.errors import UserError
 
@@ -61,6 +63,9 @@ class Metric:
     shown: "first" in the figure of differences and the results' table, "table"
       in the latter alone, "rest" among the other metrics.
     per_class: whether there is a value for each class.
+    over_examples: "counts" for a share of the examples (of its class, or of
+      those that the teacher answered), of which one is worth 1 / their number;
+      "mean" for another mean over them; "" for what is none.
   """
 
   words: str
@@ -70,6 +75,7 @@ class Metric:
   reads: str = ""
   shown: str = "rest"
   per_class: bool = False
+  over_examples: str = ""
 
 
 METRICS: dict[str, Metric] = {
@@ -79,6 +85,7 @@ METRICS: dict[str, Metric] = {
     +1,
     lambda metrics, run: metrics.accuracy(run.logits, run.labels),
     shown="first",
+    over_examples="counts",
   ),
   "recall": Metric(
     "recall",
@@ -88,6 +95,7 @@ METRICS: dict[str, Metric] = {
       run.probs, run.labels, run.num_classes
     ),
     per_class=True,
+    over_examples="counts",
   ),
   "agreement": Metric(
     "agreement",
@@ -96,6 +104,7 @@ METRICS: dict[str, Metric] = {
     lambda metrics, run: metrics.agreement(run.logits, run.teacher),
     reads="teacher",
     shown="table",
+    over_examples="counts",
   ),
   "nll": Metric(
     "NLL",
@@ -103,6 +112,7 @@ METRICS: dict[str, Metric] = {
     -1,
     lambda metrics, run: metrics.nll_from_logits(run.logits, run.labels),
     shown="first",
+    over_examples="mean",
   ),
   "ece": Metric(
     "ECE",
@@ -118,12 +128,14 @@ METRICS: dict[str, Metric] = {
     lambda metrics, run: metrics.kl_to_teacher(run.logits, run.teacher),
     reads="logits",
     shown="table",
+    over_examples="mean",
   ),
   "brier": Metric(
     "Brier",
     PLAIN,
     -1,
     lambda metrics, run: metrics.brier(run.probs, run.labels),
+    over_examples="mean",
   ),
   # Not of a run's logits: a choice made on validation, and what a black box
   # answered.
@@ -164,6 +176,37 @@ def lookup(name: str) -> Metric:
     return METRICS[name]
   words = name.replace("_", " ")
   return Metric(words, better=-1 if is_seconds(name) else 0)
+
+
+def worths(
+  names: Iterable[str],
+  labels: Sequence[np.ndarray],
+  answers: np.ndarray | None = None,
+) -> dict[str, float]:
+  """Returns what one test example is worth: metric -> its share of a run's.
+
+  Args:
+    names: metrics; what is no share of the test examples is left out.
+    labels: of each test set that runs were scored on; the coarsest counts.
+    answers: a black box's on the test set, -1 where it gave none.
+
+  >>> worths(["accuracy", "recall_1_best", "nll"], [np.array([0, 1, 1, 1])])
+  {'accuracy': 0.25, 'recall_1_best': 0.3333333333333333}
+  """
+  found = {}
+  for name in names:
+    metric, c = lookup(name), class_of(name)
+    if metric.over_examples != "counts":
+      continue
+    if c is not None:
+      counts = [int(np.sum(y == c)) for y in labels]
+    elif metric.reads and answers is not None:
+      counts = [int(np.sum(answers >= 0))]
+    else:
+      counts = [len(y) for y in labels]
+    if least := min((n for n in counts if n), default=0):
+      found[name] = 1 / least
+  return found
 
 
 def is_seconds(name: str) -> bool:

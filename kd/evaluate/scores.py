@@ -5,6 +5,7 @@ kd.evaluate.stats. Choices (the best weights, a shift of biases) were made on
 the validation split.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -67,6 +68,35 @@ def scores(
   return values
 
 
+@functools.partial(jax.jit, static_argnames=("metric",))
+def each(
+  logits: Float[Array, "N V"],
+  labels: Int[Array, "N"],
+  teacher: Float[Array, "N V"] | Int[Array, "N"] | None,
+  *,
+  metric: str,
+) -> Float[Array, "N"] | None:
+  """Returns the test examples' own values of a metric that is their mean.
+
+  NaN for an example that the metric leaves out (another class, no answer of a
+  black box); None for a metric that is no mean over examples.
+  """
+  entry, c = registry.lookup(metric), registry.class_of(metric)
+  compute, num_classes = entry.value, logits.shape[-1]
+  if compute is None or not entry.over_examples:
+    return None
+  if entry.reads and teacher is None:
+    return None
+
+  def alone(*example):
+    x, y, said = (v if v is None else v[None] for v in example)
+    run = registry.Run(x, jax.nn.softmax(x), y, said, 1, num_classes)
+    value = compute(metrics, run)
+    return value if c is None else value[c]
+
+  return jax.vmap(alone)(logits, labels, teacher)
+
+
 def best_shift(logits, labels, classes: Sequence[int]) -> float:
   """Chooses one shift of some classes' biases that fits a split best.
 
@@ -125,6 +155,24 @@ def reliability(logits, labels, bins: int) -> dict[str, list]:
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """Holds an arm's numbers.
+
+  Attributes:
+    values: metric -> a value for each run, None for one that diverged and
+      where it is not finite. Metrics ending in "_best" are of the weights that
+      were best on validation, the others of the last.
+    reliability: of the runs that finished.
+    each: for each run the primary metric's values of the test examples [N]
+      (`each`); None for one that diverged, and for a metric that has none.
+  """
+
+  values: dict[str, list[float | None]]
+  reliability: dict[str, Any]
+  each: list[np.ndarray | None]
+
+
 def arm(
   group: Group,
   state: TrainState,
@@ -134,7 +182,8 @@ def arm(
   batch: int,
   bins: int,
   shift_classes: Sequence[int],
-) -> tuple[dict[str, list[float | None]], dict[str, Any]]:
+  metric: str,
+) -> Scored:
   """Scores an arm's runs.
 
   Args:
@@ -145,11 +194,7 @@ def arm(
     batch: examples in one forward pass.
     bins: of the calibration error.
     shift_classes: whose biases are shifted for the metrics "_shifted".
-
-  Returns:
-    ({metric: a value for each seed, None for a run that diverged and where it
-    is not finite}, reliability). Metrics ending in "_best" are of the weights
-    that were best on validation, the others of the last.
+    metric: the study's primary one.
   """
   inputs, labels = task.test.arrays()
   inputs = jnp.asarray(inputs)  # once for all runs
@@ -163,6 +208,7 @@ def arm(
   logits = logits_of(group, state.weights, inputs, task, batch)
   best = logits_of(group, state.best, inputs, task, batch)
   rows = [score(x) for x in logits]
+  judged = list(best if metric.endswith("_best") else logits)
   for row, x in zip(rows, best, strict=True):
     row |= {
       f"{k}_best": v
@@ -172,13 +218,12 @@ def arm(
   if shift_classes:
     held, held_labels = task.validation.arrays()
     held_logits = np.asarray(logits_of(group, state.weights, held, task, batch))
-    for row, x, v in zip(rows, logits, held_logits, strict=True):
-      shift = best_shift(v, held_labels, shift_classes)
-      row["bias_shift"] = shift
-      row |= {
-        f"{k}_shifted": value
-        for k, value in score(shifted(x, shift, shift_classes)).items()
-      }
+    for s, (row, v) in enumerate(zip(rows, held_logits, strict=True)):
+      row["bias_shift"] = shift = best_shift(v, held_labels, shift_classes)
+      moved = shifted(logits[s], shift, shift_classes)
+      row |= {f"{k}_shifted": value for k, value in score(moved).items()}
+      if metric.endswith("_shifted"):
+        judged[s] = moved
   for row, step in zip(rows, state.best_step, strict=True):
     row["best_step"] = step
   stopped = np.asarray(state.diverged) > 0
@@ -189,7 +234,15 @@ def arm(
     ]
     for key in rows[0]
   }
-  return values, reliability(logits[~stopped], labels, bins)
+  examples = [
+    None if bad else each(x, labels, said, metric=metric)
+    for x, bad in zip(judged, stopped, strict=True)
+  ]
+  return Scored(
+    values,
+    reliability(logits[~stopped], labels, bins),
+    [None if v is None else np.asarray(v) for v in examples],
+  )
 
 
 def teacher(

@@ -1,8 +1,9 @@
-"""Compares arms over seeds: paired intervals and corrected p-values.
+"""Compares arms over units of evidence: intervals and corrected p-values.
 
-Every arm of a study sees the same initialisations and batches for the same
-seed, so arms are compared *per seed*: all statistics here are of the paired
-differences. Nothing here needs jax, and nothing here draws unseeded numbers.
+Every arm of a study sees the same split, teacher, initialisation and batches in
+the same run, so arms are compared *run by run*: all statistics here are of the
+paired differences, averaged to units of evidence (kd.evaluate.design). Nothing
+here needs jax, and nothing here draws unseeded numbers.
 """
 
 from __future__ import annotations
@@ -13,226 +14,290 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
-from scipy import stats as sps
+from jaxtyping import Float
+from scipy import special
 
+from kd.config.contrasts import Contrast, parse
 from kd.errors import UserError
-from kd.evaluate import registry
+from kd.evaluate import components, registry
+from kd.evaluate.design import Design
 
 Value = float | None
+
+LEVEL = 0.05  # of corrected p-values; intervals have 1 - LEVEL
+# Of a metric's size: what float32 leaves of a mean over examples. A difference
+# or a spread below it is rounding.
+ROUNDING = 8 * float(np.finfo(np.float32).eps)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Holds a paired comparison; None where too few seeds are left to tell."""
+  """Holds a paired comparison; None where too few units are left to tell."""
 
-  difference: Value  # mean over seeds of value - baseline, metric's units
+  difference: Value  # mean over units of value - baseline, metric's units
   low: Value
   high: Value
-  p: Value  # two-sided, uncorrected
-  n: int  # seeds that both sides finished
+  p: Value  # two-sided, uncorrected; of an equivalence where that is asked
+  n: int  # units that both sides finished, if not with all their runs
+  lost: int  # runs that either side lost
 
 
-def resampling_reaches(n: int, confidence: float = 0.95) -> bool:
-  """Tells whether n pairs let a percentile interval reach its confidence.
+def standard_error(
+  d: Float[np.ndarray, "... n"], worth=0.0, rounding=0.0
+) -> Float[np.ndarray, "..."]:
+  """Returns the standard error of a mean difference, its spread floored.
 
-  A bootstrap mean lies between the smallest and the largest difference, so the
-  interval misses the centre of a symmetric distribution whenever all n
-  differences fall on one side of it: its coverage is at most 1 - 2^(1-n),
-  which is 0.75 for 3 seeds and 0.94 for 5, whatever the quantile levels.
+      max(std, worth) / sqrt(n)
 
-  >>> [n for n in range(2, 9) if resampling_reaches(n)]
-  [6, 7, 8]
-  """
-  return 1 - 2.0 ** (1 - n) >= confidence
-
-
-def bootstrap_interval(
-  differences: Sequence[float] | np.ndarray,
-  *,
-  confidence: float = 0.95,
-  resamples: int = 10_000,
-  seed: int = 0,
-  expanded: bool = True,
-) -> tuple[float, float]:
-  r"""Computes the expanded percentile interval of the mean.
-
-  The plain percentile interval is too narrow for small n, by sqrt((n-1)/n) and
-  for using normal in place of Student quantiles. Both are undone by taking the
-  bootstrap distribution's quantiles at the level
-
-      \alpha' = \Phi(-\sqrt{n/(n-1)} t_{1-\alpha/2, n-1})
-
-  on either side, in place of \alpha/2.
+  A few runs on a small test set may differ from the baseline by the very same
+  number of examples. Their spread of 0 says that the test set is coarse, not
+  that other runs would differ alike, so no spread counts as less than what one
+  test example is worth.
 
   Args:
-    differences: [n] paired differences, n >= 2.
-    confidence: 1 - alpha.
-    resamples: bootstrap samples.
-    seed: of the resampling.
-    expanded: False gives the plain percentile interval.
-
-  Returns:
-    (low, high) in the units of `differences`.
-
-  Source: Hesterberg 2015, arXiv 1411.5279, section 5.3.
+    d: differences, n >= 2.
+    worth: what one test example is worth in a unit, in the metric's units.
+    rounding: a spread that is none.
   """
-  d = np.asarray(differences, np.float64)
-  n, tail = len(d), (1 - confidence) / 2
-  if expanded:
-    tail = sps.norm.cdf(-math.sqrt(n / (n - 1)) * sps.t.ppf(1 - tail, n - 1))
-  result = sps.bootstrap(
-    (d,),
-    np.mean,
-    n_resamples=resamples,
-    confidence_level=float(1 - 2 * tail),
-    method="percentile",
-    vectorized=True,
-    rng=np.random.default_rng(seed),
-  )
-  interval = result.confidence_interval
-  return float(interval.low), float(interval.high)
+  n = d.shape[-1]
+  std = d.std(axis=-1, ddof=1)
+  std = np.where(std <= rounding, 0.0, std)
+  return np.maximum(std, worth) / math.sqrt(n)
+
+
+def quantile(n: int, confidence: float = 1 - LEVEL) -> float:
+  """Returns Student's t for a two-sided interval of n units."""
+  return float(special.stdtrit(n - 1, (1 + confidence) / 2))
+
+
+def p_values(
+  mean: Float[np.ndarray, "..."],
+  error: Float[np.ndarray, "..."],
+  n: int,
+  within: float | None = None,
+) -> Float[np.ndarray, "..."]:
+  r"""Returns p-values of Student's t over n units.
+
+  Of a difference, two-sided: 2 P(t_{n-1} > |mean| / error). Of an equivalence
+  within a margin, the larger of two one-sided tests' (Schuirmann 1987):
+  P(t_{n-1} > (margin - |mean|) / error).
+
+  NaN where there is no spread to measure a difference by: none was seen and no
+  test example is worth anything. A difference of 0 has p = 1 there.
+  """
+  size = np.abs(mean)
+  gap, sides = (size, 2) if within is None else (within - size, 1)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    p = sides * special.stdtr(n - 1, -gap / error)
+  return np.where(error > 0, p, np.where(gap == 0, 1.0, np.nan))
 
 
 def compare(
   values: Sequence[Value],
   baseline: Sequence[Value],
   *,
-  confidence: float = 0.95,
-  resamples: int = 10_000,
-  seed: int = 0,
+  design: Design | None = None,
+  worth: float = 0.0,
+  within: float | None = None,
 ) -> Comparison:
-  """Compares two arms seed by seed.
+  """Compares two arms unit by unit.
 
-  The interval is the expanded percentile bootstrap over seeds where that can
-  reach the confidence (`resampling_reaches`: 6 seeds or more at 0.95), and
-  Student's t interval below, where no resampling can. p is the paired t-test's.
+  The interval is Student's t of the units' differences, whatever their number:
+  exact for normal ones, and no resampling of few units does better.
 
   Args:
-    values: [S] one per seed; None or non-finite for a run that diverged.
-    baseline: [S] likewise, of the same seeds in the same order.
-    confidence: of the interval.
-    resamples: bootstrap samples.
-    seed: of the resampling; the same inputs always give the same interval.
+    values: [U] one per run; None or non-finite for a run that diverged.
+    baseline: [U] likewise, of the same runs in the same order.
+    design: how runs make units; by default each is one.
+    worth: what one test example is worth (`standard_error`).
+    within: asks whether the two are equal within this margin, for p.
 
   Returns:
-    The mean of values - baseline over the n seeds that both finished. With
+    The mean of values - baseline over the n units that both finished. With
     n = 0 all is None; with n = 1 there is a difference but no interval and no
-    p. Differences that are all equal give a point interval and p = 0, or
-    p = 1 when they are all 0.
+    p. Without any spread (`p_values`) a difference that is not 0 has neither.
 
   Raises:
     ValueError: if the two differ in length.
 
   >>> compare([0.75, 0.5, None], [0.5, 0.25, 0.5])
-  Comparison(difference=0.25, low=0.25, high=0.25, p=0.0, n=2)
+  Comparison(difference=0.25, low=None, high=None, p=None, n=2, lost=1)
+  >>> compare([0.75, 0.5, 0.5], [0.5, 0.25, 0.25], worth=0.01).low > 0
+  True
   """
-  pairs = [
-    (a, b)
-    for a, b in zip(values, baseline, strict=True)
-    if is_finite(a) and is_finite(b)
-  ]
-  n = len(pairs)
+  a, b = floats(values), floats(baseline)
+  if len(a) != len(b):
+    raise ValueError(f"{len(a)} values beside {len(b)}")
+  both = np.isfinite(a) & np.isfinite(b)
+  lost = int(np.sum(~both))
+  d = (design or Design()).means(a - b)
+  d = d[np.isfinite(d)]
+  n = len(d)
   if n == 0:
-    return Comparison(None, None, None, None, 0)
-  a, b = np.asarray(pairs, np.float64).T
-  d = a - b
-  # Rounding in a - b must pass neither for spread nor for a difference.
-  rounding = 1e-12 * max(np.abs(a).max(), np.abs(b).max())
+    return Comparison(None, None, None, None, 0, lost)
+  rounding = ROUNDING * float(np.abs([a[both], b[both]]).max())
   mean = float(d.mean())
-  if abs(mean) <= rounding and np.ptp(d) <= rounding:
-    mean = 0.0
+  mean = 0.0 if abs(mean) <= rounding and np.ptp(d) <= rounding else mean
   if n == 1:
-    return Comparison(mean, None, None, None, 1)
-  if np.ptp(d) <= rounding:
-    return Comparison(mean, mean, mean, 0.0 if mean else 1.0, n)
-  p = float(sps.ttest_rel(a, b).pvalue)
-  if resampling_reaches(n, confidence):
-    low, high = bootstrap_interval(
-      d, confidence=confidence, resamples=resamples, seed=seed
-    )
-  else:
-    half = sps.t.ppf((1 + confidence) / 2, n - 1) * sps.sem(d)
-    low, high = mean - float(half), mean + float(half)
-  return Comparison(mean, low, high, p, n)
+    return Comparison(mean, None, None, None, 1, lost)
+  error = standard_error(d, worth, rounding)
+  p = float(p_values(np.asarray(mean), error, n, within))
+  if math.isnan(p):
+    return Comparison(mean, None, None, None, n, lost)
+  half = quantile(n) * float(error)
+  return Comparison(mean, mean - half, mean + half, p, n, lost)
 
 
-def holm(p_values: Sequence[Value]) -> list[Value]:
+def holm(p: Float[np.ndarray, "... m"]) -> Float[np.ndarray, "... m"]:
   """Adjusts p-values for being several, by Holm's step-down procedure.
 
   With p_(1) <= ... <= p_(m), adjusted_(i) = max_{j<=i} min(1, (m-j+1) p_(j)).
-  None passes through and does not count in m.
+  NaN passes through and does not count in m.
 
   Source: Holm 1979, Scandinavian Journal of Statistics 6(2).
 
-  >>> holm([0.01, None, 0.04])
-  [0.02, None, 0.04]
+  >>> holm(np.array([0.01, np.nan, 0.04])).tolist()
+  [0.02, nan, 0.04]
   """
-  present = [i for i, p in enumerate(p_values) if p is not None]
-  adjusted: list[Value] = [None] * len(p_values)
-  running = 0.0
-  order = sorted(present, key=lambda i: p_values[i] or 0.0)
-  for rank, i in enumerate(order):
-    scaled = (len(order) - rank) * float(p_values[i] or 0.0)
-    running = max(running, min(1.0, scaled))
-    adjusted[i] = running
+  order = np.argsort(p, axis=-1)  # NaN last
+  ranked = np.take_along_axis(p, order, -1)
+  left = np.isfinite(p).sum(-1, keepdims=True) - np.arange(p.shape[-1])
+  scaled = np.where(np.isfinite(ranked), np.minimum(1, left * ranked), -np.inf)
+  running = np.maximum.accumulate(scaled, axis=-1)
+  running = np.where(np.isfinite(ranked), running, np.nan)
+  adjusted = np.empty(p.shape)
+  np.put_along_axis(adjusted, order, running, -1)
   return adjusted
 
 
+Arms = Mapping[str, Mapping[str, Sequence[Value]]]
+
+
 def summarise(
-  values: Mapping[str, Mapping[str, Sequence[Value]]],
+  values: Arms,
   baselines: Mapping[str, str | None],
-) -> dict[str, dict[str, dict[str, Any]]]:
-  """Builds the "metrics" entries of results.json.
+  *,
+  metric: str | None = None,
+  design: Design | None = None,
+  contrasts: Sequence[str] = (),
+  worth: Mapping[str, float] | None = None,
+  each: Mapping[str, Sequence[np.ndarray | None]] | None = None,
+  clusters: Any = None,
+) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]:
+  """Builds "metrics" of each arm, and "contrasts", of results.json.
 
   Args:
-    values: arm -> metric -> [S] one value per seed, None where diverged.
+    values: arm -> metric -> [U] one value per run, None where diverged.
     baselines: arm -> the arm it is compared with, or None.
+    metric: the primary one: its comparisons get variance components, and the
+      contrasts' margins are of it.
+    design: how the runs are nested.
+    contrasts: what else is compared (kd.config.contrasts), for every metric.
+    worth: metric -> what one test example is worth in a unit
+      (`registry.worths`); 0 by default.
+    each: arm -> for each run the primary metric's values of the test examples
+      [n], or None; the sampling of test examples is estimated from them.
+    clusters: ids [n] of examples that belong together, for all runs or a list
+      of one (or None) for each.
 
   Returns:
-    arm -> metric -> {"values", "mean", "std", "versus_baseline"}, holding
-    floats and None only. std has ddof = 1 and is None below two values. "p" is
-    Holm-corrected over all compared arms within the metric, "p_raw" is not;
-    metrics named *_seconds have neither.
+    arm -> metric -> {"values", "mean", "std", "worth", "versus_baseline"}, and
+    contrast -> {"arm", "baseline", "within", "metrics"}, metric -> comparison;
+    floats and None only. mean and std (ddof = 1, None below two) are over
+    units. "p" is Holm-corrected within the metric, over all arms that have a
+    baseline and all contrasts; "p_raw" is not; metrics named *_seconds have
+    neither.
 
   Raises:
-    UserError: if an arm's baseline is no arm of the study.
+    UserError: if an arm's baseline is no arm of the study, or a contrast names
+      none.
   """
   for arm, baseline in baselines.items():
     if baseline is not None and baseline not in values:
       have = ", ".join(values)
       raise UserError(f"arms.{arm}.baseline={baseline!r}: no such arm; {have}")
-  summary: dict[str, dict[str, dict[str, Any]]] = {
-    arm: {metric: _describe(v) for metric, v in metrics.items()}
-    for arm, metrics in values.items()
+  design, worth = design or Design(), worth or {}
+  asked = [parse(text, values) for text in contrasts]
+  versus = [Contrast("", a, b) for a, b in baselines.items() if b is not None]
+  arms: dict[str, dict[str, dict[str, Any]]] = {
+    arm: {m: _describe(v, design, worth.get(m, 0.0)) for m, v in own.items()}
+    for arm, own in values.items()
   }
-  for metric in dict.fromkeys(m for ms in values.values() for m in ms):
-    versus = {}
-    for arm in values:
-      baseline = baselines.get(arm)
-      if baseline is None or metric not in values[arm]:
-        continue
-      if metric in values[baseline]:
-        c = compare(values[arm][metric], values[baseline][metric])
-        versus[arm] = {**dataclasses.asdict(c), "p_raw": c.p}
-        versus[arm]["baseline"] = baseline
-    tested = not registry.is_seconds(metric)
-    corrected = holm([v["p_raw"] if tested else None for v in versus.values()])
-    for (arm, v), p in zip(versus.items(), corrected, strict=True):
-      v["p"] = p
-      v["p_raw"] = v["p_raw"] if tested else None
-      summary[arm][metric]["versus_baseline"] = v
-  return summary
+  told: dict[str, dict[str, Any]] = {
+    c.text: {
+      "arm": c.arm, "baseline": c.other, "within": c.within, "metrics": {},
+    }
+    for c in asked
+  }  # fmt: skip
+  for name in dict.fromkeys(m for own in values.values() for m in own):
+    family = [
+      dataclasses.replace(c, within=c.within if name == metric else None)
+      for c in (*versus, *asked)
+      if name in values[c.arm] and name in values[c.other]
+    ]
+    for c, made in zip(
+      family, _family(family, values, name, design, worth), strict=True
+    ):
+      if name == metric:
+        made["components"] = components.of(
+          floats(values[c.arm][name]) - floats(values[c.other][name]),
+          design,
+          (each[c.arm], each[c.other]) if each else None,
+          clusters,
+        )
+      if c.text:
+        told[c.text]["metrics"][name] = made
+      else:
+        arms[c.arm][name]["versus_baseline"] = made
+  return arms, told
 
 
-def _describe(values: Sequence[Value]) -> dict[str, Any]:
-  kept = [float(v) if is_finite(v) else None for v in values]
-  finite = np.asarray([v for v in kept if v is not None], np.float64)
+def _family(
+  family: Sequence[Contrast], values: Arms, metric: str, design: Design, worth
+) -> list[dict[str, Any]]:
+  """Compares what is corrected together; one hypothesis counts once."""
+  tested = not registry.is_seconds(metric)
+  made: list[dict[str, Any]] = []
+  first: dict[Any, int] = {}
+  for c in family:
+    compared = compare(
+      values[c.arm][metric],
+      values[c.other][metric],
+      design=design,
+      worth=worth.get(metric, 0.0),
+      within=c.within,
+    )
+    entry = dataclasses.asdict(compared)
+    entry["p_raw"] = entry["p"] = compared.p if tested else None
+    made.append({**entry, "baseline": c.other})
+    first.setdefault((frozenset((c.arm, c.other)), c.within), len(made) - 1)
+  corrected = holm(floats([made[i]["p_raw"] for i in first.values()]))
+  p = dict(zip(first, corrected, strict=True))
+  for c, entry in zip(family, made, strict=True):
+    own = float(p[frozenset((c.arm, c.other)), c.within])
+    entry["p"] = own if math.isfinite(own) else None
+  return made
+
+
+def _describe(
+  values: Sequence[Value], design: Design, worth: float
+) -> dict[str, Any]:
+  units = design.means(floats(values))
+  units = units[np.isfinite(units)]
   return {
-    "values": kept,
-    "mean": float(finite.mean()) if len(finite) else None,
-    "std": float(finite.std(ddof=1)) if len(finite) > 1 else None,
+    "values": [float(v) if is_finite(v) else None for v in values],
+    "mean": float(units.mean()) if len(units) else None,
+    "std": float(units.std(ddof=1)) if len(units) > 1 else None,
+    "worth": worth,
     "versus_baseline": None,
   }
+
+
+def floats(values: Sequence[Value]) -> Float[np.ndarray, " n"]:
+  """Returns values as float64, NaN where there is none or it is infinite."""
+  return np.array(
+    [v if is_finite(v) else np.nan for v in values], dtype=np.float64
+  )
 
 
 def is_finite(value: Value) -> TypeGuard[float]:

@@ -52,12 +52,11 @@ def table(
   of = [name for name, results in studies.items() for _ in results["arms"]]
   for row, name in zip(rows, of, strict=True):
     row.insert(1, Cell(name))
-  seeds = ", ".join(
-    f"{name}: {wording.seed_count(len(results['seeds']))}"
-    for name, results in studies.items()
+  units = ", ".join(
+    f"{name}: {wording.units(results)}" for name, results in studies.items()
   )
   caption = (
-    f"Test sets; mean ± standard deviation over seeds ({seeds}), best "
+    f"Test sets; mean ± standard deviation ({units}), best "
     f"{wording.metric_name(metric)} first. Differences are to the baseline of "
     "the arm's own study, those in bold are told apart from 0; between studies "
     "nothing is tested."

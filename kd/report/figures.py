@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from kd.evaluate import registry, verdict
+from kd.evaluate.design import Design
 from kd.report import tables, wording
 from kd.report.curves import KEYS, Curve
 from kd.report.style import (
@@ -96,9 +97,9 @@ def forest(
 ) -> Figure:
   """Draws each arm's paired difference to its baseline, with its interval.
 
-  Pale dots are the single seeds. A filled marker is told apart from the
-  baseline (`verdict.told_apart`), an open one is not; a cross says that the arm
-  lost a run. Rows are sorted by the first metric, best on top.
+  Pale dots are the single units of evidence. A filled marker is told apart from
+  the baseline (`verdict.told_apart`), an open one is not; a cross says that the
+  arm lost a run. Rows are sorted by the first metric, best on top.
   """
   arms, first = results["arms"], metrics[0]
   rows = [a for a in arms if _versus(arms[a], first)]
@@ -121,7 +122,7 @@ def forest(
     )[0]
     for ax, metric in zip(axes, metrics, strict=True):
       for y, arm in enumerate(rows):
-        _forest_row(ax, y, arms, arm, metric, look[arm])
+        _forest_row(ax, y, results, arm, metric, look[arm])
       ax.axvline(0, color=INK, lw=1.1, zorder=1)
       ax.set_title(wording.metric_title(metric, unit=False))
       unit = registry.lookup(metric).unit.of_differences
@@ -328,13 +329,14 @@ def _band(ax: Axes, steps, mean, std, style: Style) -> None:
     ax.fill_between(steps, low, high, color=style.colour, alpha=0.14, lw=0)
 
 
-def _forest_row(ax: Axes, y, arms, arm, metric, style: Style) -> None:
+def _forest_row(ax: Axes, y, results, arm, metric, style: Style) -> None:
+  arms = results["arms"]
   versus, factor = _versus(arms[arm], metric), wording.scale(metric)
   if not versus:
     return
   own = tables.floats(arms[arm]["metrics"][metric]["values"])
   base = tables.floats(arms[versus["baseline"]]["metrics"][metric]["values"])
-  d = factor * (own - base)
+  d = factor * Design.of(results).means(own - base)
   jitter = 0.09 * np.where(np.arange(len(d)) % 2, 1, -1)
   ax.scatter(d, y - 0.2 + jitter, s=9, color=style.colour, alpha=0.35, lw=0)
   if versus["low"] is not None:

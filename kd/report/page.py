@@ -15,8 +15,10 @@ from typing import Any
 from kd import files
 from kd.errors import UserError, why
 from kd.evaluate import registry
+from kd.evaluate.design import Design
 from kd.report import (
   curves,
+  evidence,
   figures,
   html,
   markdown,
@@ -103,13 +105,15 @@ def build(
   blocks.append(Text("\n\n".join(sentences.verdict(results)), "verdict"))
   blocks += [Heading("Results"), results_table.table(results, look, words)]
   blocks.append(Text(sentences.how_tested(results), "note"))
+  blocks += evidence.contrast_table(results)
+  blocks += evidence.component_table(results)
   blocks.append(Heading("Figures"))
   blocks += [Text(" ".join(faults), "note")] if faults else []
   omitted = _omitted(results, tree)
   blocks += _pictures(results, found, look, omitted, folder)
   blocks += tables.recall_table(results)
   blocks += tables.variant_tables(results, look)
-  blocks += tables.seed_table(results, look)
+  blocks += tables.unit_table(results, look)
   blocks += tables.rest_table(results, look)
   blocks += tables.teacher_table(results)
   blocks += tables.cost_tables(results)
@@ -137,23 +141,22 @@ def _pictures(results, found, look, omitted, folder: Path):
       figures.forest(results, look, rows),
       f"Each arm's difference to its baseline in {wording.metric_name(metric)}",
       "**Differences.** Paired, to the baseline: mean, 95 % interval and "
-      "single seeds (pale). Filled: told apart from 0 after Holm's "
-      "correction; open: not. Only the first panel decides the verdict."
-      + part
-      + rest,
+      f"single {Design.of(results).unit}s (pale). Filled: told apart from 0 "
+      "after Holm's correction; open: not. Only the first panel decides the "
+      "verdict." + part + rest,
     ),
     (
       "recall",
       figures.recall(results, omitted),
       "Recall per class of the teacher and of each arm",
-      "**Recall per class** in per cent, mean over seeds; the teacher on top. "
+      "**Recall per class** in per cent, mean over runs; the teacher on top. "
       "Dark cells are classes that were not learned." + frames,
     ),
     (
       "learning_curves",
       figures.learning_curves(found, look, lost) if found else None,
       "Training loss and validation accuracy against the step",
-      "**Learning curves.** Mean over seeds, with a band of one standard "
+      "**Learning curves.** Mean over runs, with a band of one standard "
       "deviation. Losses are each arm's own objective: compare shapes, not "
       "heights. The accuracy axis starts where the second half of training "
       "does." + marks,
@@ -170,7 +173,7 @@ def _pictures(results, found, look, omitted, folder: Path):
       "reliability",
       figures.reliability(results, look),
       "Accuracy against confidence for each arm",
-      "**Reliability,** pooled over seeds. On the dashed line confidence is "
+      "**Reliability,** pooled over runs. On the dashed line confidence is "
       "accuracy; below it the student is overconfident. Dots grow with the "
       "number of examples and are joined from 10 on; the grey line is the "
       "teacher.",

@@ -19,7 +19,15 @@ from absl import app, flags
 from kd import files
 from kd.errors import UserError
 from kd.evaluate import registry
-from kd.report import markdown, page, results_table, sentences, style, tables
+from kd.report import (
+  evidence,
+  markdown,
+  page,
+  results_table,
+  sentences,
+  style,
+  tables,
+)
 from kd.report.blocks import Text
 
 _SECTION = flags.DEFINE_string("section", "results", "The marks in README.md.")
@@ -41,6 +49,14 @@ def figures_of(results: dict) -> list[str]:
 def small(results: dict) -> dict:
   """Returns results.json with fewer metrics, and six digits of a number."""
   slim = {**results, "arms": {}}
+  if "contrasts" in results:
+    slim["contrasts"] = {
+      text: {
+        **c,
+        "metrics": {m: v for m, v in c["metrics"].items() if kept(m, results)},
+      }
+      for text, c in results["contrasts"].items()
+    }
   slim.pop("teacher_reliability", None)
   for name, arm in results["arms"].items():
     metrics = {k: v for k, v in arm["metrics"].items() if kept(k, results)}
@@ -62,6 +78,8 @@ def table(results: dict, words: Mapping[str, str]) -> str:
   blocks = [
     Text("\n\n".join(sentences.verdict(results))),
     results_table.table(results, look, words),
+    *evidence.contrast_table(results),
+    *evidence.component_table(results),
     *tables.variant_tables(results, look),
     *tables.cost_tables(results),
     Text(

@@ -24,23 +24,31 @@ def table(
     words: arm -> its objective in words (`wording.objective`).
   """
   metric = results["metric"]
-  v, others = verdict.winner(results), others_of([results], metric)
+  found, others = verdict.judge(results), others_of([results], metric)
+  named = {v.best for v in found if v.named}
   rows = arm_rows([results], [words], metric, others)
-  for row, arm in zip(rows, results["arms"], strict=True):
-    strong = v.named and arm == v.best
-    row[0] = dataclasses.replace(row[0], chip=look[arm].colour, strong=strong)
+  strata: dict[str, list[list[Cell]]] = {v.stratum: [] for v in found}
+  for row, (arm, entry) in zip(rows, results["arms"].items(), strict=True):
+    row[0] = dataclasses.replace(
+      row[0], chip=look[arm].colour, strong=arm in named
+    )
+    strata[verdict.stratum(entry)].append(row)
+  columns = ["Arm", *heads(metric, others)]
+  apart = ""
+  if len(strata) > 1:
+    columns.insert(1, "Budget")
+    apart = " Arms of different budgets are not ranked against each other."
+    for name, own in strata.items():
+      for row in own:
+        row.insert(1, Cell(name))
+  ranked = columns.index(wording.metric_title(metric))
   caption = (
-    f"Test set, weights of the {_selection(results)}; mean ± standard "
-    f"deviation over {wording.seed_count(len(results['seeds']))}, best "
-    f"{wording.metric_name(metric)} first. Differences in bold are told apart "
-    "from 0."
+    f"Test set, {wording.stopping_rule(results)}; mean ± standard deviation "
+    f"over {wording.units(results)}, best {wording.metric_name(metric)} first. "
+    f"Differences in bold are told apart from 0.{apart}"
   )
-  return Table(
-    caption,
-    ["Arm", *heads(metric, others)],
-    best_first(rows, metric, 1),
-    cards=True,
-  )
+  rows = [r for own in strata.values() for r in best_first(own, metric, ranked)]
+  return Table(caption, columns, rows, cards=True)
 
 
 def arm_rows(
@@ -159,12 +167,6 @@ def entry_of(arm: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
 def column_digits(
   studies: Sequence[Results], metric: str, most: int = 5
 ) -> int:
-  """Chooses a column's decimals by its spreads over seeds."""
+  """Chooses a column's decimals by its spreads over units."""
   entries = [entry_of(a, metric) for r in studies for a in r["arms"].values()]
   return wording.decimals([e["std"] for e in entries], metric, most)
-
-
-def _selection(results: Results) -> str:
-  last = results.get("selection", "last") == "last"
-  last = last and not results["metric"].endswith("_best")
-  return "last step" if last else "best step on validation"

@@ -5,105 +5,140 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kd.evaluate import registry, stats
+from kd.evaluate import registry
 from kd.evaluate import verdict as verdicts
+from kd.evaluate.design import Design
 from kd.report.blocks import code
 from kd.report.wording import (
   codes,
   decimals,
   half_width,
   interval,
+  listed,
   lost_runs,
   metric_name,
   number,
   p_value,
-  seed_count,
+  stopping_rule,
   unit,
+  units,
 )
+
+_VARIED = {"split": "splits", "teacher": "teachers", "signal": "draws"}
+_FIXED = {"split": "split and test set", "signal": "draw of the signal"}
 
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
-  """Says what `verdicts.winner` found, and what the study warns of.
+  """Says what `verdicts.judge` found, and what the study warns of.
 
   Returns:
-    Paragraphs, in the dialect of kd.report.blocks; the first is the verdict.
+    Paragraphs, in the dialect of kd.report.blocks; the first is the verdict, of
+    the first stratum where arms differ in a budget.
   """
-  metric, arms = results["metric"], results["arms"]
-  v = verdicts.winner(results)
-  what = metric_name(metric)
   said = []
-  if v.best is None:
-    said.append(f"**No arm is named best on {what}**: {v.reasons[0]}.")
-  else:
-    entry = arms[v.best]["metrics"][metric]
-    versus = entry["versus_baseline"]
-    if v.named:
-      said.append(
-        f"**{code(v.best)} is the best arm on {what}**: {_mean(entry, metric)} "
-        f"on average over {seed_count(versus['n'])}, {_gap(versus, metric)}."
-      )
-      said += _moved(v)
-    else:
-      said += _unnamed(results, v)
-    scored = [a["metrics"].get(metric, {}).get("mean") for a in arms.values()]
-    others = sum(mean is not None for mean in scored) - 1
-    if len(results["seeds"]) > 1 and len(v.tied) < others:
-      said.append(
-        f"Not told apart from {code(v.best)}: {codes(v.tied)}."
-        if v.tied
-        else f"Every other arm is told apart from {code(v.best)}."
-      )
-    elif len(results["seeds"]) > 1 and others:
-      said.append(f"No other arm is told apart from {code(v.best)}.")
-  for arm, entry in arms.items():
-    if entry.get("diverged"):
-      ahead = ", though its mean over the runs that it finished is better"
-      said.append(
-        f"{code(arm)} diverged ({lost_runs(entry['diverged'])}), so it cannot "
-        f"be named{ahead if arm in v.set_aside else ''}."
-      )
+  for v in verdicts.judge(results):
+    said += _stratum(results, v)
   return said + [f"**Mind:** {text}" for text in results.get("warnings", ())]
 
 
-def _unnamed(results: Mapping[str, Any], v: verdicts.Verdict) -> list[str]:
-  """Says why the arm of best mean is not named, and what is known."""
+def scope(design: Design) -> str:
+  """Says what a verdict holds for: what was varied, and what was not.
+
+  >>> scope(Design(vary=("split", "signal"), fixed=("teacher",)))
+  'for other splits and draws, and for this teacher'
+  >>> scope(Design())
+  'for other seeds, for this split and test set, and for this teacher'
+  """
+  varied = listed(_VARIED.get(v, f"{v}s") for v in design.vary) or "seeds"
+  *most, last = [f", for this {_FIXED.get(f, f)}" for f in design.fixed] or [""]
+  return f"for other {varied}{''.join(most)}{last.replace(', ', ', and ', 1)}"
+
+
+def _stratum(results: Mapping[str, Any], v: verdicts.Verdict) -> list[str]:
   metric, arms = results["metric"], results["arms"]
-  entry = arms[v.best]["metrics"][metric]
-  what, best, mean = (
-    metric_name(metric),
-    code(str(v.best)),
-    _mean(entry, metric),
-  )
-  versus = entry["versus_baseline"]
-  bases = {arm["baseline"] for arm in arms.values()} - {None}
-  base = f"the baseline {codes(bases)}" if len(bases) == 1 else "its baseline"
+  what = metric_name(metric) + (f" with {v.stratum}" if v.stratum else "")
+  where = f"{what}, {scope(Design.of(results))}"
+  if v.best is None:
+    said = [f"**No arm is named best on {what}**: {v.reasons[0]}."]
+  else:
+    said = [_headline(results, v, what, where), *_moved(v)]
+    if v.tied and _units(arms[v.best]["metrics"][metric], results) > 2:
+      said.append(
+        f"Which arm is best stays open: {codes((v.best, *v.tied))} may be (95 "
+        "% model confidence set)."
+      )
+    elif v.named:
+      said.append(f"Every other arm is told apart from {code(v.best)}.")
+  if v.fragile:
+    said.append(
+      "A single test example would turn what is said of " + codes(v.fragile)
+      + "."
+    )  # fmt: skip
+  for arm in v.set_aside:
+    lost = arms[arm].get("diverged")
+    why = f"diverged ({lost_runs(lost)})" if lost else "has runs that are null"
+    ahead = ", though its mean over the runs that it finished is better"
+    said.append(
+      f"{code(arm)} {why}, so nothing is claimed of it"
+      f"{ahead if arm in v.ahead else ''}."
+    )
+  return said
+
+
+def _headline(
+  results: Mapping[str, Any], v: verdicts.Verdict, what: str, where: str
+) -> str:
+  """Says which arm is best, or why none is named and what is known."""
+  metric, arms = results["metric"], results["arms"]
+  best, entry = code(str(v.best)), arms[v.best]["metrics"][metric]
+  versus, n = entry["versus_baseline"], _units(entry, results)
   gap = ""
   if versus and versus["difference"] is not None:
-    gap = f", {_gap(versus, metric)}"
-  if len(results["seeds"]) == 1:
-    return [
-      f"**One seed tells no arm apart on {what}.** {best} has the best value, "
-      f"{mean}{gap}; without other seeds there is no interval."
-    ]
-  moved = _moved(v)
+    gap = f", {_gap(versus, metric, v)}"
+  text = number(entry["mean"], metric, decimals([entry["std"]], metric))
+  text = f"{text} {registry.lookup(metric).unit.name}".rstrip()
+  if n == 1:
+    unit_of = Design.of(results).unit
+    return (
+      f"**One {unit_of} tells no arm apart on {what}.** {best} has the best "
+      f"value, {text}{gap}; without other {unit_of}s there is no interval."
+    )
+  mean = f"{text} on average over {units(results, n)}"
+  mean += f" ({stopping_rule(results)}){gap}"
+  if v.named:
+    return f"**{best} is the best arm on {where}**: {mean}."
+  if v.beats_baseline:
+    base = code(versus["baseline"])
+    head = f"**{best} has the best mean on {what}, and is better than its "
+    mean = mean.replace(f"its baseline {base}", "it")
+    return f"{head}baseline {base}, {scope(Design.of(results))}**: {mean}."
+  bases = {arms[a]["baseline"] for a in _ranked(results, v)} - {None}
+  base = f"the baseline {codes(bases)}" if len(bases) == 1 else "its baseline"
   if versus is None:
-    head = f"**No arm beats {base} on {what}.**"
-    return [f"{head} {best} has the best mean, {mean}.", *moved]
-  if v.better:
-    head = f"**No arm is named best on {what}.**"
+    head = f"**No arm beats {base} on {where}.**"
+  elif v.better:
+    head = f"**No arm is named best on {where}.**"
   elif v.worse:
-    head = f"**No arm is told apart as better than {base} on {what}.**"
+    head = f"**No arm is told apart as better than {base} on {where}.**"
   else:
-    head = f"**No arm is told apart from {base} on {what}.**"
-  why = " and ".join(v.reasons)
-  return [f"{head} {best} has the best mean, {mean}{gap}: {why}.", *moved]
+    head = f"**No arm is told apart from {base} on {where}.**"
+  why = "" if versus is None else f": {' and '.join(v.reasons)}"
+  return f"{head} {best} has the best mean, {mean}{why}."
+
+
+def _ranked(results: Mapping[str, Any], v: verdicts.Verdict) -> list[str]:
+  arms = results["arms"].items()
+  return [a for a, entry in arms if verdicts.stratum(entry) == v.stratum]
+
+
+def _units(entry: Mapping[str, Any], results: Mapping[str, Any]) -> int:
+  return len(set(Design.of(results).units(len(entry["values"])).tolist()))
 
 
 def _moved(v: verdicts.Verdict) -> list[str]:
   """Lists the arms that are told apart from their baseline."""
-  sides = {"better": [a for a in v.better if not v.named or a != v.best]}
-  sides["worse"] = list(v.worse)
-  also = "Also told" if v.named else "Told"
+  sides = {"better": [a for a in v.better if a != v.best], "worse": v.worse}
+  also = "Also told" if v.beats_baseline else "Told"
   return [
     f"{also} apart from the baseline as {side}: {codes(names)}."
     for side, names in sides.items()
@@ -111,49 +146,50 @@ def _moved(v: verdicts.Verdict) -> list[str]:
   ]
 
 
-def _mean(entry: Mapping[str, Any], metric: str) -> str:
-  text = number(entry["mean"], metric, decimals([entry["std"]], metric))
-  return f"{text} {registry.lookup(metric).unit.name}".rstrip()
-
-
-def _gap(versus: Mapping[str, Any], metric: str) -> str:
+def _gap(versus: Mapping[str, Any], metric: str, v: verdicts.Verdict) -> str:
   """Says a difference: '1.5 points above its baseline `hard` (...)'."""
   side = "above" if versus["difference"] >= 0 else "below"
-  places = decimals([half_width(versus)], metric)
+  wider = {**versus, "low": v.low, "high": v.high}
+  places = decimals([half_width(wider)], metric)
   size = number(abs(versus["difference"]), metric, places)
   size = f"{size} {unit(metric)}".rstrip()
   text = f"{size} {side} its baseline {code(versus['baseline'])}"
-  within = interval(versus, metric, places)
+  within = interval(wider, metric, places)
   if not within:
     return text
   p = p_value(versus["p"])
   p = p if p.startswith("<") else f"= {p}"
-  return f"{text} (95 % interval {within}, Holm-corrected p {p})"
+  chosen = f", corrected for the choice of {v.among}" if v.among > 1 else ""
+  return f"{text} (95 % interval {within}{chosen}; Holm-corrected p {p})"
 
 
 def how_tested(results: Mapping[str, Any]) -> str:
-  """Says what the intervals and p-values are of, and what names a winner."""
-  versus = [
-    a["metrics"].get(results["metric"], {}).get("versus_baseline")
-    for a in results["arms"].values()
-  ]
-  reached = {stats.resampling_reaches(v["n"]) for v in versus if v}
-  bootstrap = "the expanded percentile bootstrap (Hesterberg 2015)"
-  student = "Student's t, as no resampling of so few seeds can cover 95 %"
-  how = bootstrap if True in reached else student
-  if len(reached) > 1:
-    how = f"{bootstrap}, and below six seeds {student}"
+  """Says what the intervals and p-values are of, and what names an arm."""
+  design = Design.of(results)
+  of = design.unit
+  nested = (
+    "A replicate is a draw of the " + listed(design.vary) + "; its runs, which "
+    f"differ in {design.seed}, count as one, their mean. "
+    if design.levels
+    else ""
+  )
+  test = (
+    "Each replicate has a test set of its own, of the same data. "
+    if "split" in design.vary
+    else "The test set is taken as given; what other test examples would move "
+    "is among the components. "
+  )
   return (
-    "Intervals and p-values are over **seeds**: they say how far a difference "
-    "would move with other initialisations, batch orders and transfer-set "
-    "draws. They are not over test examples: the test set and the teacher are "
-    "taken as given. Arms are paired by seed. The interval is "
-    + how
-    + "; p is "
-    "the paired t-test's, corrected by Holm's procedure over the arms compared "
-    "on the metric. An arm is named best only if its interval excludes 0, its "
-    "corrected p is below 0.05, at least three seeds were compared and none of "
-    "its runs diverged. Not told apart means that the 95 % interval of the "
-    "paired difference to the best arm, uncorrected except against its "
-    "baseline, includes 0."
+    f"The unit of evidence is the **{of}**: intervals and p-values are "
+    f"{scope(design)}. {nested}{test}"
+    "Arms are paired run by run. The interval is Student's t of the paired "
+    "differences, their spread at least what one test example is worth; p is "
+    "the same test's, corrected by Holm's procedure over all arms that have a "
+    "baseline and all contrasts. Told apart means that the interval excludes "
+    "0, the corrected p is below 0.05, at least three "
+    f"{of}s were compared and neither side lost a run. The best arm is chosen "
+    "from several: it is called best only if a 95 % model confidence set holds "
+    "no other and it is told apart from its baseline, its interval in the "
+    "verdict corrected for the choice. docs/evidence.md has the simulated "
+    "error rates of all this."
   )

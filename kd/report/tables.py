@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kd.evaluate import registry, stats
+from kd.evaluate.design import Design
 from kd.report import results_table, wording
 from kd.report.blocks import Block, Cell, Details, Heading, Table, code
 from kd.teachers import funnel
@@ -21,14 +22,14 @@ _VARIANTS = (
     "_best",
     "Best on validation",
     "Last against best-on-validation weights",
-    "the last weights and those that did best on validation, paired by seed.",
+    "the last weights and those that did best on validation, run by run.",
   ),
   (
     "_shifted",
     "Biases shifted",
     "With shifted biases",
     "as trained, and with the output biases of the configured classes shifted "
-    "by an amount chosen on validation, paired by seed.",
+    "by an amount chosen on validation, run by run.",
   ),
 )
 
@@ -72,7 +73,7 @@ def recall_table(results: Results) -> list[Block]:
     for n, row in zip(names, values, strict=True)
   ]
   columns = ["Arm", *map(str, classes)]
-  table = Table("Recall per class (%), mean over seeds.", columns, rows)
+  table = Table("Recall per class (%), mean over runs.", columns, rows)
   return [Heading("Recall per class"), table]
 
 
@@ -98,7 +99,14 @@ def _variant_rows(results, look, metric: str, variant: str):
     if metric in entry["metrics"] and variant in entry["metrics"]
   }
   gaps = {
-    arm: dataclasses.asdict(stats.compare(other["values"], last["values"]))
+    arm: dataclasses.asdict(
+      stats.compare(
+        other["values"],
+        last["values"],
+        design=Design.of(results),
+        worth=last.get("worth", 0.0),
+      )
+    )
     for arm, (last, other) in pairs.items()
   }
   digits = results_table.column_digits([results], metric)
@@ -113,24 +121,30 @@ def _variant_rows(results, look, metric: str, variant: str):
   return rows
 
 
-def seed_table(results: Results, look) -> list[Block]:
-  metric, seeds = results["metric"], results["seeds"]
-  if len(seeds) > _MOST_CLASSES:
+def unit_table(results: Results, look) -> list[Block]:
+  """Lists every unit of evidence: a seed's value, or a replicate's mean."""
+  metric, design = results["metric"], Design.of(results)
+  n = len(set(design.units(len(results["seeds"])).tolist()))
+  if n > _MOST_CLASSES:
     return []
   digits = results_table.column_digits([results], metric)
   rows = []
   for arm, entry in results["arms"].items():
-    values = results_table.entry_of(entry, metric)["values"]
+    values = floats(results_table.entry_of(entry, metric)["values"])
+    values = design.means(values) if len(values) else np.full(n, np.nan)
     cells = [
-      wording.number(v, metric, digits) if v is not None else "✕"
+      wording.number(v, metric, digits) if np.isfinite(v) else "✕"
       for v in values
     ]
     rows.append([Cell(code(arm), chip=look[arm].colour), *cells])
-  columns = ["Arm", *(f"Seed {s}" for s in seeds)]
+  ids = range(1, n + 1) if design.levels else results["seeds"]
+  columns = ["Arm", *(f"{design.unit.capitalize()} {i}" for i in ids)]
+  mean = ", mean over its runs" if design.levels else ""
   caption = (
-    f"{wording.metric_title(metric)} of every run; ✕ diverged, or not finite."
+    f"{wording.metric_title(metric)} of every {design.unit}{mean}; ✕ diverged, "
+    "or not finite."
   )
-  return [Details("Every run", [Table(caption, columns, rows)])]
+  return [Details(f"Every {design.unit}", [Table(caption, columns, rows)])]
 
 
 def rest_table(results: Results, look) -> list[Block]:
@@ -157,7 +171,7 @@ def rest_table(results: Results, look) -> list[Block]:
     for arm, entry in results["arms"].items()
   ]
   columns = ["Arm", *(wording.metric_title(m) for m in rest)]
-  caption = "Mean ± standard deviation over seeds."
+  caption = f"Mean ± standard deviation over {wording.units(results)}."
   return [Details("Other metrics", [Table(caption, columns, rows)])]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kd.evaluate import registry
+from kd.evaluate.design import Design
 from kd.report.blocks import code
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -148,9 +149,42 @@ def lost_runs(steps: Mapping[str, int]) -> str:
   return ", ".join(f"seed {s} at step {n}" for s, n in steps.items())
 
 
-def seed_count(n: int) -> str:
-  """Counts seeds in words."""
-  return "1 seed" if n == 1 else f"{n} seeds"
+def units(results: Mapping[str, Any], n: int | None = None) -> str:
+  """Counts a study's units of evidence: '12 replicates of 3 seeds'.
+
+  Args:
+    results: what results.json holds.
+    n: how many of them are meant; all by default.
+
+  >>> units({"seeds": [0, 1, 2]})
+  '3 seeds'
+  """
+  design, runs = Design.of(results), len(results["seeds"])
+  every = len(set(design.units(runs).tolist()))
+  n = every if n is None else n
+  text = f"{n} {design.unit}" + ("" if n == 1 else "s")
+  if not design.levels:
+    return text
+  each = runs // every
+  return f"{text} of {each} seed" + ("" if each == 1 else "s")
+
+
+def stopping_rule(results: Mapping[str, Any]) -> str:
+  """Says whose weights the primary metric scores."""
+  last = results.get("selection", "last") == "last"
+  last = last and not results["metric"].endswith("_best")
+  step = "last step" if last else "best step on validation"
+  return f"weights of the {step}"
+
+
+def listed(words: Iterable[str]) -> str:
+  """Lists words.
+
+  >>> listed(["splits", "teachers", "draws"])
+  'splits, teachers and draws'
+  """
+  *first, last = [*words] or [""]
+  return f"{', '.join(first)} and {last}" if first else last
 
 
 def codes(names: Iterable[str], most: int = 8) -> str:

@@ -6,37 +6,43 @@ from typing import Any
 
 import numpy as np
 
-from kd.evaluate import stats
+from kd.evaluate import registry, stats
+from kd.evaluate.design import Design
+from kd.evaluate.scores import Scored
 
 Value = float | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class Outcome:
   """A replicate's scores.
 
   Attributes:
     seeds: of its S runs.
     teacher: {metric: value}.
     teacher_reliability: as of kd.evaluate.scores, or None.
-    values: {arm: {metric: [S]}}.
-    reliability: {arm: as of kd.evaluate.scores}.
+    arms: {arm: its scores}.
     diverged: {arm: the step at which each run was stopped [S], 0 for none}.
     funnels: {filter: what its steps kept}.
+    labels: [N], of the test split.
+    answers: a black box's there [N], -1 where it gave none; or None.
+    groups: [N], which test examples belong together; or None.
   """
 
   seeds: Sequence[int]
   teacher: Mapping[str, Value]
   teacher_reliability: Mapping[str, list] | None
-  values: Mapping[str, Mapping[str, Sequence[Value]]]
-  reliability: Mapping[str, Mapping[str, list]]
+  arms: Mapping[str, Scored]
   diverged: Mapping[str, np.ndarray]
   funnels: Mapping[str, list[dict[str, Any]]]
+  labels: np.ndarray
+  answers: np.ndarray | None
+  groups: np.ndarray | None
 
 
 def results(
   settings: Mapping[str, Any],
-  scored: Sequence[Scored],
+  scored: Sequence[Outcome],
   facts: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Returns what results.json holds, but for models, warnings and provenance.
@@ -50,14 +56,28 @@ def results(
   first = scored[0]
   values = {
     arm: {
-      m: [v for one in scored for v in one.values[arm][m]]
-      for m in first.values[arm]
+      m: [v for one in scored for v in one.arms[arm].values[m]]
+      for m in first.arms[arm].values
     }
     for arm in arms
   }
-  summary = stats.summarise(
-    values, {name: arm["baseline"] for name, arm in arms.items()}
+  summary, contrasts = stats.summarise(
+    values,
+    {name: arm["baseline"] for name, arm in arms.items()},
+    metric=metric,
+    design=Design.of(facts),
+    contrasts=settings["contrasts"],
+    worth=registry.worths(
+      {m for own in values.values() for m in own},
+      [one.labels for one in scored],
+      first.answers,
+    ),
+    each={
+      arm: [x for one in scored for x in one.arms[arm].each] for arm in arms
+    },
+    clusters=[one.groups for one in scored for _ in one.seeds],
   )
+  strata = _strata(arms)
   funnels = {k: _total([s.funnels[k] for s in scored]) for k in first.funnels}
   return {
     "study": settings["study"],
@@ -75,17 +95,31 @@ def results(
       name: {
         "config": arm,
         "baseline": arm["baseline"],
+        "stratum": strata[name],
         "diverged": {
           str(seed): int(step)
           for s in scored
           for seed, step in zip(s.seeds, s.diverged[name], strict=True)
           if step
         },
-        "reliability": _pooled([s.reliability[name] for s in scored]),
+        "reliability": _pooled([s.arms[name].reliability for s in scored]),
         "metrics": summary[name],
       }
       for name, arm in arms.items()
     },
+    **({"contrasts": contrasts} if contrasts else {}),
+  }
+
+
+def _strata(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+  """Names each arm's budget, the size of its transfer set, where they differ:
+  arms are ranked among those of one budget."""
+  sizes = {name: arm["signal"]["size"] for name, arm in arms.items()}
+  if len(set(sizes.values())) == 1:
+    return dict.fromkeys(arms, "")
+  return {
+    name: "all examples" if size is None else f"{size} examples"
+    for name, size in sizes.items()
   }
 
 

@@ -174,6 +174,9 @@ def describe(
       for names, groups in levels
     ],
     "fixed": [name for name, fixed in is_fixed.items() if fixed],
+    "seed": "initialisation and order"
+    if "signal" in vary
+    else "initialisation, order and draws",
   }
 
 

@@ -13,7 +13,7 @@ from kd.data.task import Task
 from kd.errors import out_of_memory
 from kd.evaluate import cost, scores
 from kd.study import transfer_sets, tune
-from kd.study.outcome import Scored
+from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
 from kd.teachers import answers, black_box, model
 from kd.train import arms, loop
@@ -145,14 +145,14 @@ class Runs:
     self.search = tune.search(path, settings, trial)
     return at(self.search["choice"])
 
-  def evaluate(self, groups: Sequence[arms.Group], states: States) -> Scored:
+  def evaluate(self, groups: Sequence[arms.Group], states: States) -> Outcome:
     """Scores the arms and the teacher on the test split."""
     options = self.of.settings["evaluate"]
     said, teacher_scores, teacher_bins = self._judge_teacher()
-    values, bins_of = {}, {}
+    scored: dict[str, scores.Scored] = {}
     for group in groups:
       for name in group.names:
-        values[name], bins_of[name] = scores.arm(
+        scored[name] = scores.arm(
           group,
           states[name],
           self.task,
@@ -160,15 +160,18 @@ class Runs:
           batch=self._batch,
           bins=options["bins"],
           shift_classes=options["shift_classes"],
+          metric=options["metric"],
         )
-    return Scored(
+    return Outcome(
       seeds=self.of.seeds,
       teacher=teacher_scores,
       teacher_reliability=teacher_bins,
-      values=values,
-      reliability=bins_of,
+      arms=scored,
       diverged={name: np.asarray(s.diverged) for name, s in states.items()},
       funnels=self.funnels,
+      labels=self.task.test.labels(),
+      answers=self.box.test if self.box else None,
+      groups=self.task.test_groups,
     )
 
   def _judge_teacher(self):

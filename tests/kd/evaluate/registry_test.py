@@ -85,14 +85,19 @@ class NewEntryTest(absltest.TestCase):
       arm: {"top2_accuracy": [0.7 + gain, 0.8 + gain, 0.71 + gain]}
       for arm, gain in {"hard": 0.0, "soft": 0.1}.items()
     }
-    summary = stats.summarise(values, {"hard": None, "soft": "hard"})
+    summary, _ = stats.summarise(
+      values,
+      {"hard": None, "soft": "hard"},
+      worth={"top2_accuracy": 0.0025},
+    )
     arms = {
       arm: {"metrics": m, "baseline": None if arm == "hard" else "hard"}
       for arm, m in summary.items()
     }
     results = {"metric": "top2_accuracy", "arms": arms, "seeds": [0, 1, 2]}
     said = "\n".join(sentences.verdict(results))
-    self.assertIn("`soft` is the best arm on top-2 accuracy**: 83.7 %", said)
+    self.assertStartsWith(said, "**`soft` is the best arm on top-2 accuracy")
+    self.assertIn("**: 83.7 % on average", said)
     table = results_table.table(results, style.styles(results), {})
     self.assertEqual(table.columns[1], "Top-2 accuracy (%)")
 

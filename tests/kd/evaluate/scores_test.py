@@ -51,6 +51,28 @@ class ShiftTest(parameterized.TestCase):
     self.assertTrue(np.isnan(metrics.accuracy(logits, LABELS)))
 
 
+class EachTest(parameterized.TestCase):
+  @parameterized.parameters(
+    "accuracy", "recall_3", "agreement", "nll", "brier_best", "kl_to_teacher"
+  )
+  def test_the_mean_over_examples_is_the_metric(self, metric):
+    teacher = RNG.normal(size=(400, 5)).astype(np.float32)
+    found = scores.scores(LOGITS, LABELS, teacher, bins=15, num_classes=5)
+    each = np.asarray(scores.each(LOGITS, LABELS, teacher, metric=metric))
+    self.assertEqual(np.isnan(each).any(), metric == "recall_3")
+    mean = np.nanmean(each, dtype=np.float64)
+    self.assertAlmostEqual(mean, found[metric.removesuffix("_best")], 5)
+
+  def test_an_example_without_an_answer_is_left_out(self):
+    answers = np.where(LABELS == 3, -1, LABELS)
+    each = np.asarray(scores.each(LOGITS, LABELS, answers, metric="agreement"))
+    np.testing.assert_array_equal(np.isnan(each), LABELS == 3)
+
+  @parameterized.parameters("ece", "best_step", "kl_to_teacher")
+  def test_none_where_there_is_none(self, metric):
+    self.assertIsNone(scores.each(LOGITS, LABELS, None, metric=metric))
+
+
 class ReliabilityTest(parameterized.TestCase):
   @parameterized.parameters(5, 10, 15)
   def test_an_edge_confidence_is_in_the_bin_of_the_ece(self, bins):
@@ -126,11 +148,14 @@ class ArmTest(absltest.TestCase):
       diverged=jnp.zeros(2, jnp.int32),
     )
     labels = task.test.labels()
-    values, bins = scores.arm(
+    scored = scores.arm(
       group, state, task, np.asarray(labels), batch=128, bins=15,
-      shift_classes=(3,),
+      shift_classes=(3,), metric="accuracy_best",
     )  # fmt: skip
+    values, bins = scored.values, scored.reliability
     json.dumps([values, bins], allow_nan=False)
+    for own, mean in zip(scored.each, values["accuracy_best"], strict=True):
+      self.assertAlmostEqual(float(own.mean()), mean, 6)
     for metric in ("accuracy", "nll", "ece", "agreement", "accuracy_shifted"):
       self.assertIsNotNone(values[metric][0], metric)
       self.assertIsNone(values[metric][1], metric)

@@ -2,28 +2,47 @@
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from scipy import stats as sps
 
 from kd.evaluate import stats, verdict
+from kd.evaluate.design import Design
 
 
-def study(values, baselines, metric="accuracy", diverged=None):
-  """Makes what `winner` reads of results.json."""
-  summary = stats.summarise(
-    {arm: {metric: v} for arm, v in values.items()}, baselines
+def study(
+  values, baselines, metric="accuracy", diverged=None, strata=None, worth=0.0,
+  replicates=None, contrasts=(),
+):  # fmt: skip
+  """Makes what `judge` reads of results.json."""
+  summary, told = stats.summarise(
+    {arm: {metric: v} for arm, v in values.items()},
+    baselines,
+    metric=metric,
+    design=Design.of({"replicates": replicates}),
+    worth={metric: worth},
+    contrasts=contrasts,
   )
   arms = {
     arm: {
       "metrics": summary[arm],
       "baseline": baselines[arm],
       "diverged": (diverged or {}).get(arm, {}),
+      "stratum": (strata or {}).get(arm, ""),
     }
     for arm in values
   }
-  return {"metric": metric, "arms": arms, "seeds": list(range(len(values)))}
+  return {
+    "metric": metric,
+    "arms": arms,
+    "contrasts": told,
+    "replicates": replicates,
+  }
 
 
-class WinnerTest(parameterized.TestCase):
+def judge(*args, **kwargs):
+  (v,) = verdict.judge(study(*args, **kwargs))
+  return v
+
+
+class JudgeTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     rng = np.random.default_rng(0)
@@ -37,76 +56,110 @@ class WinnerTest(parameterized.TestCase):
     }
     self.baselines = {a: None if a == "hard" else "hard" for a in self.values}
 
-  def test_names_the_best(self):
-    v = verdict.winner(study(self.values, self.baselines))
-    self.assertTrue(v.named)
-    self.assertIn(v.best, ("soft", "rank"))
+  def test_two_may_be_best(self):
+    v = judge(self.values, self.baselines)
     self.assertEqual({v.best, *v.tied}, {"soft", "rank"})
+    self.assertEqual((v.named, v.beats_baseline), (False, True))
+    self.assertEqual(v.reasons, ("other arms may be best",))
     self.assertEqual(set(v.better), {"soft", "rank"})
     self.assertEqual(v.worse, ("poor",))
-    self.assertEqual(v.reasons, ())
+
+  def test_one_is_best(self):
+    self.values["soft"] = [v + 0.02 for v in self.values["soft"]]
+    results = study(self.values, self.baselines)
+    (v,) = verdict.judge(results)
+    self.assertEqual((v.best, v.named, v.tied), ("soft", True, ()))
+    versus = results["arms"]["soft"]["metrics"]["accuracy"]["versus_baseline"]
+    # Its interval is wider, for its being chosen of three.
+    self.assertEqual(v.among, 3)
+    self.assertLess(v.low, versus["low"])
+    self.assertGreater(v.high, versus["high"])
+    self.assertAlmostEqual(v.low + v.high, versus["low"] + versus["high"])
 
   def test_direction_follows_the_metric(self):
-    v = verdict.winner(study(self.values, self.baselines, "nll"))
+    v = judge(self.values, self.baselines, "nll")
     self.assertEqual((v.best, v.named), ("poor", True))
     self.assertEqual(set(v.worse), {"soft", "rank"})
 
-  def test_diverged_is_set_aside(self):
+  def test_nothing_is_claimed_of_an_arm_that_lost_a_run(self):
     self.values["soft"] = [v + 0.05 for v in self.values["soft"]]
     self.values["soft"][2] = None
-    results = study(self.values, self.baselines, diverged={"soft": {"2": 9}})
-    v = verdict.winner(results)
+    v = judge(self.values, self.baselines, diverged={"soft": {"2": 9}})
     self.assertEqual((v.best, v.set_aside), ("rank", ("soft",)))
+    self.assertEqual(v.ahead, ("soft",))
+    self.assertNotIn("soft", (*v.better, *v.worse, *v.tied))
+    # Nor against a baseline that lost one.
+    self.values["hard"][3] = None
+    v = judge(self.values, self.baselines, diverged={"hard": {"3": 9}})
+    self.assertEqual((v.better, v.worse, v.named), ((), (), False))
+    self.assertIn("its baseline lost a run", v.reasons)
 
   def test_all_diverged(self):
     values = {a: [None, *v[1:]] for a, v in self.values.items()}
-    v = verdict.winner(study(values, self.baselines))
+    v = judge(values, self.baselines)
     self.assertEqual((v.best, v.named), (None, False))
+    self.assertLen(v.set_aside, 4)
 
   def test_no_difference_is_not_named(self):
-    values = {a: self.values["hard"] for a in self.values}
-    v = verdict.winner(study(values, self.baselines))
+    v = judge({a: self.values["hard"] for a in self.values}, self.baselines)
     self.assertFalse(v.named)
     self.assertLen(v.tied, 3)
     self.assertEqual(v.better + v.worse, ())
 
   def test_baseline_can_be_best(self):
     values = {a: self.values[a] for a in ("hard", "poor")}
-    v = verdict.winner(study(values, {"hard": None, "poor": "hard"}))
-    self.assertEqual((v.best, v.named, v.tied), ("hard", False, ()))
+    v = judge(values, {"hard": None, "poor": "hard"})
+    self.assertEqual((v.best, v.named, v.tied), ("hard", True, ()))
+    self.assertEqual((v.low, v.beats_baseline), (None, False))
 
-  def test_tied_agrees_with_the_corrected_verdict(self):
-    # An interval that excludes 0 beside a corrected p that is above 0.05.
-    rng = np.random.default_rng(3)
-    d = rng.normal(size=8)
-    d = 1e-3 * ((d - d.mean()) / sps.sem(d) + 2.6)  # t = 2.6, raw p = 0.035
-    values = {
-      "hard": np.zeros(8).tolist(),
-      "soft": d.tolist(),
-      "rank": (-d[::-1]).tolist(),
-    }
-    v = verdict.winner(
-      study(values, {"hard": None, "soft": "hard", "rank": "hard"})
-    )
-    self.assertEqual((v.best, v.named), ("soft", False))
-    self.assertIn("hard", v.tied)
+  def test_one_arm_alone_is_not_best(self):
+    v = judge({"hard": self.values["hard"]}, {"hard": None})
+    self.assertEqual((v.best, v.named), ("hard", False))
+
+  def test_strata_are_not_ranked_against_each_other(self):
+    values = {**self.values, "soft_small": [0.5 + 0.01 * i for i in range(8)]}
+    baselines = {**self.baselines, "soft_small": None}
+    results = study(values, baselines, strata={"soft_small": "90 examples"})
+    whole, few = verdict.judge(results)
+    self.assertEqual((whole.stratum, few.stratum), ("", "90 examples"))
+    self.assertEqual(few.best, "soft_small")
+    self.assertNotIn("soft_small", (whole.best, *whole.tied, *whole.worse))
 
   @parameterized.parameters(1, 2)
   def test_too_few_seeds(self, n):
     values = {a: v[:n] for a, v in self.values.items()}
-    v = verdict.winner(study(values, self.baselines))
-    self.assertFalse(v.named)
+    v = judge(values, self.baselines)
+    self.assertFalse(v.named or v.better or v.worse)
     self.assertTrue(v.reasons)
     self.assertLen(v.tied, 3)
 
-  def test_nothing_is_named_too_often_under_the_null(self):
-    rng = np.random.default_rng(5)
-    named = 0
-    for _ in range(200):
-      values = {a: rng.normal(size=5).tolist() for a in "abcd"}
-      baselines = {a: None if a == "a" else "a" for a in "abcd"}
-      named += verdict.winner(study(values, baselines)).named
-    self.assertLess(named / 200, 0.06)
+  def test_replicates_are_the_units(self):
+    levels = [{"name": "split", "of": [0, 0, 0, 0, 1, 1, 1, 1]}]
+    said = {"count": 2, "vary": ["split"], "levels": levels, "fixed": []}
+    v = judge(self.values, self.baselines, replicates=said)
+    self.assertFalse(v.named or v.better or v.worse)
+
+  def test_what_a_single_example_would_turn(self):
+    d = np.array([0.01, 0.03, 0.02, 0.04, 0.02])
+    values = {"hard": [0.5] * 5, "soft": (0.5 + d).tolist()}
+    baselines = {"hard": None, "soft": "hard"}
+    for example, fragile in ((0.01, ("soft",)), (0.001, ())):
+      v = judge(values, baselines, worth=example)
+      self.assertEqual((v.better, v.fragile), (("soft",), fragile))
+    # Of five test sets an example is in one alone.
+    levels = [{"name": "split", "of": [0, 1, 2, 3, 4]}]
+    said = {"count": 5, "vary": ["split"], "levels": levels, "fixed": []}
+    v = judge(values, baselines, worth=0.01, replicates=said)
+    self.assertEqual((v.better, v.fragile), (("soft",), ()))
+
+  def test_equivalence(self):
+    results = study(
+      self.values, self.baselines,
+      contrasts=("rank - soft within 0.01", "rank - hard within 0.01"),
+    )  # fmt: skip
+    near, far = results["contrasts"].values()
+    self.assertTrue(verdict.equivalent(near, "accuracy"))
+    self.assertFalse(verdict.equivalent(far, "accuracy"))
 
 
 class WarningsTest(absltest.TestCase):
@@ -123,7 +176,7 @@ class WarningsTest(absltest.TestCase):
         "recall_3": [1, 1],
       },
     }
-    summary = stats.summarise(values, {"hard": None, "soft": "hard"})
+    summary, _ = stats.summarise(values, {"hard": None, "soft": "hard"})
     arms = {arm: {"metrics": m, "diverged": {}} for arm, m in summary.items()}
     results = {"seeds": [4, 5], "arms": arms, "teacher": {"nll": 1.0}}
     (said,) = verdict.warnings(results)

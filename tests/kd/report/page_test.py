@@ -136,7 +136,7 @@ class ReportTest(parameterized.TestCase):
     self.assertEqual(
       heads,
       [
-        "Results", "Figures", "Recall per class",
+        "Results", "Variance components", "Figures", "Recall per class",
         "Last against best-on-validation weights", "Teacher", "Signal",
         "How it was obtained",
       ],
@@ -193,7 +193,7 @@ class ReportTest(parameterized.TestCase):
       m |= {f"recall_{c}_shifted": m[f"recall_{c}"] for c in range(10)}
     page.write(leave(self.root / "nll", results, config, lines))
     text = self.text("nll", "md")
-    self.assertIn("`soft` is the best arm on NLL**", text)
+    self.assertIn("`soft` is the best arm on NLL, for other seeds", text)
     self.assertIn("nats below its baseline `hard`", text)
     self.assertIn("## With shifted biases", text)
     self.assertIn("| `soft, shifted` |", text)
@@ -232,7 +232,7 @@ class FaultyTest(parameterized.TestCase):
         if what == "everything":
           v[:] = [None] * 6
     baselines = {a: x["baseline"] for a, x in results["arms"].items()}
-    summary = stats.summarise(values, baselines)
+    summary, _ = stats.summarise(values, baselines)
     for arm, entry in results["arms"].items():
       entry["metrics"] = summary[arm]
       empty = {"confidence": [None], "accuracy": [None], "count": [0]}

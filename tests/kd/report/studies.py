@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kd.evaluate import stats
+from kd.evaluate.design import Design
 
 BINS = 15
 
@@ -22,10 +23,22 @@ def funnel_step(name, came, left, removed):
   return {"step": name, **counts, **samples, "removed": removed}
 
 
+REPLICATES = {
+  "count": 5,
+  "vary": ["split", "signal"],
+  "levels": [{"name": "split + signal", "of": [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]}],
+  "fixed": ["teacher"],
+}  # of ten seeds
+
+
 def synthetic(
-  gains, seeds=10, classes=10, diverged=None, omit=(), noise=0.004, steps=400
-):
-  """Makes the files of a study: arm -> gain in accuracy over the first arm."""
+  gains, seeds=10, classes=10, diverged=None, omit=(), noise=0.004, steps=400,
+  contrasts=(), replicates=None, strata=None,
+):  # fmt: skip
+  """Makes the files of a study: arm -> gain in accuracy over the first arm.
+
+  `strata` is arm -> its budget; an arm's baseline is the first of its stratum.
+  """
   rng = np.random.default_rng(0)
   diverged, names = diverged or {}, list(gains)
   shared = noise * rng.normal(size=seeds)
@@ -51,8 +64,25 @@ def synthetic(
       m: [None if s in lost else float(v) for s, v in enumerate(x)]
       for m, x in metrics.items()
     }
-  baselines = {a: None if a == names[0] else names[0] for a in names}
-  summary = stats.summarise(values, baselines)
+  strata = strata or dict.fromkeys(names, "")
+  bases = {s: next(a for a in names if strata[a] == s) for s in strata.values()}
+  baselines = {
+    a: None if a in bases.values() else bases[strata[a]] for a in names
+  }
+  summary, told = stats.summarise(
+    values,
+    baselines,
+    metric="accuracy",
+    design=Design.of({"replicates": replicates}),
+    contrasts=contrasts,
+    worth={"accuracy": 1 / 360},
+    each={
+      a: [
+        None if v is None else rng.uniform(size=360) < v for v in m["accuracy"]
+      ]
+      for a, m in values.items()
+    },
+  )
   for arm, gain in gains.items():
     config = {"objective": arm.split("[")[0], "temperature": 4.0}
     if arm == names[0]:
@@ -62,6 +92,7 @@ def synthetic(
       "baseline": baselines[arm],
       "diverged": diverged.get(arm, {}),
       "metrics": summary[arm],
+      **({"stratum": strata[arm]} if strata[arm] else {}),
       "reliability": _reliability(rng, 0.05 - gain, seeds),
     }
   teacher = {"accuracy": 0.972, "nll": 0.11, "ece": 0.012, "brier": 0.04}
@@ -74,6 +105,8 @@ def synthetic(
     "baseline": names[0],
     "seeds": list(range(seeds)),
     "arms": arms,
+    **({"contrasts": told} if contrasts else {}),
+    **({"replicates": replicates} if replicates else {}),
     "teacher_reliability": _reliability(rng, 0.01, 1),
     "signal": {
       "examples": 1078,

@@ -1,0 +1,137 @@
+"""A report's tables of contrasts and of variance components."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kd.evaluate import components, verdict
+from kd.evaluate.design import Design
+from kd.report import wording
+from kd.report.blocks import Block, Cell, Heading, Table, code
+
+Results = Mapping[str, Any]
+
+
+def contrast_table(results: Results) -> list[Block]:
+  """Lists the contrasts on the primary metric, and what each one says."""
+  metric = results["metric"]
+  asked = {
+    text: c
+    for text, c in (results.get("contrasts") or {}).items()
+    if metric in c["metrics"]
+  }
+  if not asked:
+    return []
+  made = [c["metrics"][metric] for c in asked.values()]
+  places = wording.decimals([wording.half_width(v) for v in made], metric)
+  rows = []
+  for contrast, versus in zip(asked.values(), made, strict=True):
+    name = f"{code(contrast['arm'])} {wording.MINUS} {code(versus['baseline'])}"
+    gap = wording.number(versus["difference"], metric, places, signed=True)
+    said = claim(contrast, metric, places)
+    rows.append(
+      [
+        Cell(name),
+        Cell(
+          gap, wording.interval(versus, metric, places), strong=said != "open"
+        ),
+        wording.p_value(versus["p"]),
+        said,
+      ]
+    )
+  unit = f" ({wording.unit(metric)})" if wording.unit(metric) else ""
+  columns = [
+    "Contrast",
+    Cell(f"Difference{unit}", "[95 % interval]"),
+    "Holm p",
+    "Says",
+  ]
+  caption = (
+    f"{wording.metric_title(metric, unit=False)}: differences that the study "
+    "means to claim, corrected together with those to the baseline. Of an "
+    "equivalence, p is of two one-sided tests against its margin."
+  )
+  table = Table(caption, columns, rows, left=(0, 3))
+  return [Heading("Contrasts"), table]
+
+
+def claim(contrast: Mapping[str, Any], metric: str, places: int) -> str:
+  """Says what a contrast shows: "higher", "lower", "equal within ...", "open".
+
+  Args:
+    contrast: of results.json.
+    metric: the primary one.
+    places: decimals of the margin.
+  """
+  if contrast["within"]:
+    if not verdict.equivalent(contrast, metric):
+      return "open"
+    margin = wording.number(contrast["within"], metric, places)
+    return f"equal within {margin} {wording.unit(metric)}".rstrip()
+  sign = verdict.told_apart(contrast["metrics"][metric])
+  return {1: "higher", 0: "open", -1: "lower"}[sign]
+
+
+def component_table(results: Results) -> list[Block]:
+  """Sets out what the spread of each difference is made of."""
+  metric, design = results["metric"], Design.of(results)
+  found = {
+    name: versus["components"]
+    for name, versus in comparisons(results)
+    if versus.get("components")
+  }
+  names = list(dict.fromkeys(k for parts in found.values() for k in parts))
+  names.sort(key=lambda k: k == components.TEST)
+  if not names:
+    return []
+  known = [p["sd"] for parts in found.values() for p in parts.values()]
+  places = wording.decimals(known, metric)
+  rows = [
+    [name, *(_sd(parts.get(k), metric, places) for k in names)]
+    for name, parts in found.items()
+  ]
+  unit = f", in {wording.unit(metric)}" if wording.unit(metric) else ""
+  caption = (
+    f"{wording.metric_title(metric, unit=False)}: what moves a difference, as "
+    f"standard deviations{unit} with 95 % intervals. Of one run's difference "
+    "when that alone is drawn anew; of test examples, when as many others are."
+  )
+  if "split" in design.vary:
+    caption += " A replicate's part holds that of its test examples."
+  columns = ["Difference", *(_title(k, design) for k in names)]
+  table = Table(caption, columns, rows)
+  return [Heading("Variance components"), table]
+
+
+def comparisons(results: Results) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Yields each comparison on the primary metric with its name."""
+  metric = results["metric"]
+  asked = (results.get("contrasts") or {}).values()
+  sides = [
+    (arm, entry["metrics"].get(metric, {}).get("versus_baseline"))
+    for arm, entry in results["arms"].items()
+  ]
+  sides += [(c["arm"], c["metrics"].get(metric)) for c in asked]
+  seen = set()
+  for arm, versus in sides:
+    if versus and (arm, versus["baseline"]) not in seen:
+      seen.add((arm, versus["baseline"]))
+      yield f"{code(arm)} {wording.MINUS} {code(versus['baseline'])}", versus
+
+
+def _title(name: str, design: Design) -> str:
+  if name == components.TEST:
+    return "Test examples"
+  parts = name.split(" + ")
+  if parts[-1] == components.SEED:
+    parts[-1] = design.seed
+  text = " + ".join(parts)
+  return text[0].upper() + text[1:]
+
+
+def _sd(part: Mapping[str, float] | None, metric: str, places: int) -> Cell:
+  if part is None:
+    return Cell(wording.DASH)
+  sd, low, high = (
+    wording.number(part[k], metric, places) for k in ("sd", "low", "high")
+  )
+  return Cell(sd, f"[{low}, {high}]")
