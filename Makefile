@@ -10,13 +10,15 @@ FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-# What experiments/ holds: study[,argument]=folder:section of its README.
+# What experiments/ holds: study[,argument]=folder:section of its README, and
+# where it has no teachers of its own, +WORKDIR of the study that has.
 RECORDS := digits=digits:results digits,tuned=digits:tuned \
   few_labels=few_labels:results filetype=filetype:results top_k=top_k:results \
   routing=routing:results consistent=consistent:short \
-  consistent,long=consistent:long hinton2015=hinton2015:omit3 \
-  hinton2015,only78=hinton2015:only78 hinton2015,table=hinton2015:table \
-  hinton2015,temperature=hinton2015:temperature
+  consistent,long=consistent:long+consistent hinton2015=hinton2015:omit3 \
+  hinton2015,only78=hinton2015:only78+hinton2015 \
+  hinton2015,temperature=hinton2015:temperature+hinton2015 \
+  hinton2015,table=hinton2015:table+hinton2015
 
 # Studies whose data are packages of their own (requirements-data.txt).
 DATA_STUDIES := routing filetype
@@ -47,10 +49,12 @@ smoke: $(VENV)/.data
 
 records: $(VENV)/.data
 	for record in $(RECORDS); do \
-	  study=$${record%%=*}; place=$${record#*=}; \
+	  study=$${record%%=*}; place=$${record#*=}; of=$${place#*+}; place=$${place%+*}; \
 	  file=$${study%%,*}; argument=$${study#$$file}; \
 	  workdir=runs/$$(echo $$study | tr , -); \
-	  $(BIN)/python main.py --config=configs/$$file.py:$${argument#,} --workdir=$$workdir && \
+	  teacher=; test $$of = $$place || \
+	    teacher="--config.teacher.path=runs/$$of/replicates/{replicate}/teacher"; \
+	  $(BIN)/python main.py --config=configs/$$file.py:$${argument#,} --workdir=$$workdir $$teacher $(FLAGS) && \
 	  $(BIN)/python -m kd.report.record $$workdir experiments/$${place%%:*} --section=$${place#*:} || exit; \
 	done
 
