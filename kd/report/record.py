@@ -97,7 +97,8 @@ def record(workdir: str, folder: str, section: str) -> None:
   Raises:
     UserError: no finished study, or no README.md with the section's marks.
   """
-  results, config = page.read(workdir)
+  found, config = page.read(workdir)
+  results = small(found)  # what the table is made of can be seen beside it
   suffix = "" if section == "results" else f"-{section}"
   pictures = []
   for name in figures_of(results):
@@ -111,7 +112,7 @@ def record(workdir: str, folder: str, section: str) -> None:
   )
   markdown.replace_section(os.path.join(folder, "README.md"), section, body)
   path = os.path.join(folder, f"results{suffix}.json")
-  files.write_text(path, json.dumps(small(results), allow_nan=False) + "\n")
+  files.write_text(path, json.dumps(results, allow_nan=False) + "\n")
 
 
 def _rounded(node):
