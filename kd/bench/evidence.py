@@ -201,11 +201,17 @@ def coverage(studies: int) -> list[list[str]]:
   rows = []
   for n in UNITS:
     made = {m: simulate(KINDS[0], m, n, studies) for m in ARMS}
-    cells = [made[2].covered]
+    cells = [made[2].covered, _covers_others(n, studies)]
     for m in ARMS[1:]:
       cells += [made[m].chosen[made[m].shown], made[m].naive[made[m].shown]]
     rows.append([str(n), *(_percent(c.mean()) for c in cells)])
   return rows
+
+
+def _covers_others(n: int, studies: int) -> np.ndarray:
+  """Tells which intervals hold the mean of as many other units."""
+  d, others = np.random.default_rng(n).standard_normal((2, studies, n))
+  return _covers(d - others.mean(-1, keepdims=True))
 
 
 def errors(studies: int) -> list[list[str]]:
@@ -400,9 +406,12 @@ def section(studies: int) -> str:
       f"{np.__version__}; a rate of 5 % has a standard error of "
       f"{_error(studies)} ({_error(few)}) points.",
       "**Coverage** of 95 % intervals, normal differences: of an arm's "
-      "difference to the baseline, and of that of the arm of best mean among "
-      "so many equal ones with their baseline.",
-      markdown.table(["units", "an arm", *chosen], coverage(studies)),
+      "difference to the baseline (also, of the mean that as many other units "
+      "have), and of that of the arm of best mean among so many equal ones with "
+      "their baseline.",
+      markdown.table(
+        ["units", "an arm", "mean of others", *chosen], coverage(studies)
+      ),
       "**False claims** where all arms are equal: any told apart from the "
       "baseline / any put out of the set that may be best / one called the "
       "best. The arms include the baseline.",

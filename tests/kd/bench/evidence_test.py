@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
+from scipy import stats as sps
 
 from kd.bench import evidence
 from kd.evaluate import stats, verdict
@@ -63,6 +64,9 @@ class RatesTest(parameterized.TestCase):
     for rate in (made.apart.any(-1), (~made.kept).any(-1), made.named):
       self.assertLess(rate.mean(), 0.05 + SLACK)
     self.assertAlmostEqual(made.covered[:, 0].mean(), 0.95, delta=SLACK)
+    others = evidence._covers_others(n, STUDIES).mean()
+    expected = 1 - 2 * sps.t.sf(stats.quantile(n) / math.sqrt(2), n - 1)
+    self.assertAlmostEqual(others, expected, delta=2 * SLACK)
     own = made.chosen[made.shown]
     delta = SLACK * math.sqrt(STUDIES / len(own))
     self.assertAlmostEqual(own.mean(), 0.95, delta=delta)
@@ -106,7 +110,7 @@ class PageTest(absltest.TestCase):
     first, last = (f"<!-- {x}simulated -->" for x in ("", "/"))
     body = text.split(first)[1].split(last)[0]
     covers, errs, unequal, nested, _, _ = tables(body)
-    for _, arm, *chosen in covers[2:]:
+    for _, arm, _, *chosen in covers[2:]:
       for cell in (arm, *chosen[::2]):
         self.assertBetween(float(cell), 93.5, 96.5)
     self.assertLen(errs, 2 + 3 + 2 * 6 + 3 * 5)

@@ -90,7 +90,7 @@ class ReportTest(parameterized.TestCase):
     for row in rows:
       needed = [int(c) for c in row[2:]]
       self.assertEqual(needed, sorted(needed, reverse=True))
-    self.assertIn("level\n0.05 / 4", power.report(results))
+    self.assertIn("level 0.05 / 4", power.report(results))
     versus = results["arms"]["soft"]["metrics"]["accuracy"]["versus_baseline"]
     parts = versus["components"]
     sd = math.hypot(parts["split + signal"]["sd"], parts["seed"]["sd"])
