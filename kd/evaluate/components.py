@@ -151,7 +151,8 @@ def _test(ours, theirs, design: Design, clusters):
   the sum's own terms; None where no example differs.
   """
   units = design.units(len(ours))
-  same = design.test_sets(2) == 1  # the same examples in every unit
+  one = design.test_sets(2) == 1  # the same examples in every unit
+  same = one and "split" not in design.vary  # and in the same order
   found = []  # each unit's differences, and its examples' clusters
   for unit in np.unique(units):
     of = [
@@ -180,9 +181,9 @@ def _test(ours, theirs, design: Design, clusters):
   v = float(np.mean([t.sum() for t in terms]))
   if v == 0:
     return None
-  spread = sum(len(t) * float(t.var()) for t in terms)
-  spread = math.sqrt(spread) / (v * len(terms))
-  width = float(special.ndtri(1 - _TAIL)) * spread
+  each = [math.sqrt(len(t) * t.var()) for t in terms]
+  spread = sum(each) if one else math.hypot(*each)
+  width = float(special.ndtri(1 - _TAIL)) * spread / (v * len(terms))
   return v, v * math.exp(-width), v * math.exp(width)
 
 

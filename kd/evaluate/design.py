@@ -38,7 +38,8 @@ class Design:
   Attributes:
     levels: outermost first; none where the seed is the unit.
     vary: what differs between replicates: "split", "teacher", "signal".
-    fixed: what the study holds fast, of the same words.
+    fixed: what the study holds fast, of the same words, and "test set" where
+      the splits have one in common.
     seed: what differs between the runs of one group, in words.
   """
 
@@ -75,7 +76,8 @@ class Design:
 
   def test_sets(self, units: int) -> int:
     """Counts the different test sets that `units` units were scored on."""
-    return units if "split" in self.vary else 1
+    one = "split" not in self.vary or "test set" in self.fixed
+    return 1 if one else units
 
   @functools.cached_property
   def paths(self) -> tuple[Int[np.ndarray, " U"], ...]:

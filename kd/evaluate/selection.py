@@ -83,8 +83,9 @@ def critical(n: int, m: int) -> Float[np.ndarray, " m+1"]:
 def chosen(n: int, k: int) -> float:
   """Returns the t with which a chosen arm's interval covers in 95 %.
 
-  The arm is that of the best mean among k equal ones over n units, compared
-  with a baseline that they share. With k = 1 it is Student's t; arms that are
+  The arm is that of the best mean among k equal ones and their baseline over n
+  units, and is compared with the baseline; studies whose best mean is the
+  baseline's have no such interval. With k = 1 it is Student's t; arms that are
   not equal leave less to choose, and are covered more often.
   """
   if k == 1:
@@ -95,9 +96,9 @@ def chosen(n: int, k: int) -> float:
     x = rng.standard_normal((part, k + 1, n))
     best = x[:, 1:].mean(-1).argmax(-1)
     d = x[np.arange(part), 1 + best] - x[:, 0]
-    picked.append(np.abs(d.mean(-1) / stats.standard_error(d)))
-  limit = float(np.quantile(np.concatenate(picked), 1 - stats.LEVEL))
-  return max(limit, stats.quantile(n))
+    t = d.mean(-1) / stats.standard_error(d)
+    picked.append(t[t > 0])
+  return float(np.quantile(np.concatenate(picked), 1 - stats.LEVEL))
 
 
 def _new_arms(n: int, m: int):

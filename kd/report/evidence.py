@@ -95,7 +95,7 @@ def component_table(results: Results) -> list[Block]:
     f"standard deviations{unit} with 95 % intervals. Of one run's difference "
     "when that alone is drawn anew; of test examples, when as many others are."
   )
-  if "split" in design.vary:
+  if design.test_sets(2) > 1:
     caption += " A replicate's part holds that of its test examples."
   columns = ["Difference", *(_title(k, design) for k in names)]
   table = Table(caption, columns, rows)

@@ -48,6 +48,8 @@ def scope(design: Design) -> str:
   'for other splits and draws, and for this teacher'
   >>> scope(Design())
   'for other seeds, for this split and test set, and for this teacher'
+  >>> scope(Design(vary=("split",), fixed=("test set",)))
+  'for other splits, and for this test set'
   """
   varied = listed(_VARIED.get(v, f"{v}s") for v in design.vary) or "seeds"
   *most, last = [f", for this {_FIXED.get(f, f)}" for f in design.fixed] or [""]
@@ -175,7 +177,7 @@ def how_tested(results: Mapping[str, Any]) -> str:
   )
   test = (
     "Each replicate has a test set of its own, of the same data. "
-    if "split" in design.vary
+    if design.test_sets(2) > 1
     else "The test set is taken as given; what other test examples would move "
     "is among the components. "
   )

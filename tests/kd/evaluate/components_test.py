@@ -1,5 +1,7 @@
 """Variance components against closed forms, a bootstrap and simulation."""
 
+import dataclasses
+
 import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import stats as sps
@@ -113,6 +115,19 @@ class TestExamplesTest(parameterized.TestCase):
     other = [np.append(theirs[0], np.nan), np.append(theirs[1], np.nan)]
     found = components.of(np.zeros(2), Design(), (padded, other))["test"]
     np.testing.assert_allclose(list(found.values()), list(alone.values()))
+
+  def test_units_of_one_test_set_tell_no_more_than_one(self):
+    ours, theirs = self.draw(1, 100), self.draw(1, 100, 1)
+    alone = components.of(np.zeros(1), Design(), (ours, theirs))["test"]
+    order = [np.random.default_rng(k).permutation(100) for k in range(4)]
+    sides = tuple([x[o] for o in order] for (x,) in (ours, theirs))
+    for fixed, times in ((("test set",), 1), ((), 2)):
+      own = dataclasses.replace(design(4, 1), fixed=fixed)
+      found = components.of(np.full(4, np.nan), own, sides)["test"]
+      self.assertAlmostEqual(found["sd"], alone["sd"], 12)
+      for end in ("low", "high"):
+        wide, one = (np.log(x[end] / x["sd"]) for x in (found, alone))
+        self.assertAlmostEqual(times * wide, one, 9)
 
   def test_nothing_differs(self):
     ours = self.draw(2, 50)

@@ -32,6 +32,8 @@ class DesignTest(absltest.TestCase):
     # Groups are numbered within the level around, whatever their ids.
     np.testing.assert_array_equal(design.paths[1], [0, 0, 1, 1, 2, 2, 3, 3])
     self.assertEqual(design.test_sets(2), 2)
+    one = Design.of({"replicates": NESTED | {"fixed": ["test set"]}})
+    self.assertEqual(one.test_sets(2), 1)
 
   def test_means_are_nested_and_of_equal_weight(self):
     design = Design.of({"replicates": NESTED})

@@ -146,11 +146,13 @@ class JudgeTest(parameterized.TestCase):
     for example, fragile in ((0.01, ("soft",)), (0.001, ())):
       v = judge(values, baselines, worth=example)
       self.assertEqual((v.better, v.fragile), (("soft",), fragile))
-    # Of five test sets an example is in one alone.
+    # Of five test sets an example is in one alone, unless they are one.
     levels = [{"name": "split", "of": [0, 1, 2, 3, 4]}]
     said = {"count": 5, "vary": ["split"], "levels": levels, "fixed": []}
-    v = judge(values, baselines, worth=0.01, replicates=said)
-    self.assertEqual((v.better, v.fragile), (("soft",), ()))
+    for fixed, fragile in (([], ()), (["test set"], ("soft",))):
+      said["fixed"] = fixed
+      v = judge(values, baselines, worth=0.01, replicates=said)
+      self.assertEqual((v.better, v.fragile), (("soft",), fragile))
 
   def test_equivalence(self):
     results = study(

@@ -51,6 +51,19 @@ class VerdictTest(absltest.TestCase):
     self.assertIn("A replicate is a draw of the split and signal", how)
     self.assertIn("Each replicate has a test set of its own", how)
 
+  def test_splits_of_one_test_set(self):
+    results, said = self.said(
+      gains={"hard": 0.0, "soft": 0.03},
+      replicates=REPLICATES | {"fixed": ["test set", "teacher"]},
+    )
+    self.assertIn(
+      "draws, for this test set, and for this teacher**", said.split(":")[0]
+    )
+    how = sentences.how_tested(results)
+    self.assertIn("The test set is taken as given", how)
+    (_, table) = evidence.component_table(results)
+    self.assertNotIn("holds that of its test examples", table.caption)
+
   def test_strata(self):
     _, said = self.said(
       gains={"hard": 0.0, "soft": 0.03, "hard_90": -0.1, "soft_90": -0.05},
