@@ -190,7 +190,10 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _may_begin(config: ConfigDict, names: Sequence[str]) -> bool:
-  """Whether a section may begin on the command line: those of an arm."""
+  """Whether a section may begin on the command line: those of an arm, and of
+  what is tuned."""
+  if list(names[:2]) == ["tune", "space"]:
+    return True
   return len(names) >= 3 and names[0] == "arms" and names[1] in config.arms
 
 

@@ -1,11 +1,14 @@
-"""A report's tables of contrasts and of variance components."""
+"""A report's tables of contrasts, of variance components and of a search."""
 
+import collections
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from kd.evaluate import components, verdict
 from kd.evaluate.design import Design
-from kd.report import wording
+from kd.report import results_table, wording
 from kd.report.blocks import Block, Cell, Heading, Table, code
 
 Results = Mapping[str, Any]
@@ -100,6 +103,59 @@ def component_table(results: Results) -> list[Block]:
   columns = ["Difference", *(_title(k, design) for k in names)]
   table = Table(caption, columns, rows)
   return [Heading("Variance components"), table]
+
+
+def search_table(results: Results) -> list[Block]:
+  """Says what each arm's search chose, and how good that was on validation."""
+  tune, metric = results.get("tune"), "validation_accuracy"
+  if not tune:
+    return []
+  scores = {
+    arm: [own[i] for own, i in zip(tune["scores"][arm], chosen, strict=True)]
+    for arm, chosen in tune["choices"].items()
+  }
+  means = {
+    a: float(np.mean(x)) if min(x) >= 0 else None for a, x in scores.items()
+  }
+  spreads = [float(np.std(x, ddof=1)) for x in scores.values() if len(x) > 1]
+  digits = wording.decimals(spreads, metric)
+  rows = [
+    [
+      Cell(code(arm)),
+      _chosen(results, arm),
+      Cell(wording.number(means[arm], metric, digits), value=means[arm]),
+    ]
+    for arm in results["arms"]
+  ]
+  times = len(next(iter(scores.values())))
+  each = f" in each of {times} replicates anew" if times > 1 else ""
+  many = " In brackets: in how many replicates." if times > 1 else ""
+  seeds = f"{tune['seeds']} seed" + ("" if tune["seeds"] == 1 else "s")
+  caption = (
+    f"What the search chose{each}, by validation accuracy, "
+    f"{wording.stopping_rule(results)}: {tune['budget']} trials of each arm, "
+    f"of {seeds} that no run has, over {wording.space(tune['space'])}.{many} "
+    "The accuracy is of the trials that were chosen, and so flatters them."
+  )
+  columns = ["Arm", "Chosen", wording.metric_title(metric)]
+  return [Heading("Search"), Table(caption, columns, rows, left=(0, 1))]
+
+
+def _chosen(results: Results, arm: str) -> str:
+  """Lists the points that an arm's search chose, the most frequent first."""
+  tune, keys = results["tune"], results_table.keys_tuned(results, arm)
+  if not keys:
+    return "has none of these"
+  found = collections.Counter(
+    ", ".join(
+      f"{wording.key(k)} = {wording.plain(float(tune['points'][i][k]))}"
+      for k in keys
+    )
+    for i in tune["choices"][arm]
+  )
+  if len(found) == 1:
+    return next(iter(found))
+  return "; ".join(f"{text} ({n})" for text, n in found.most_common())
 
 
 def comparisons(results: Results) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -107,6 +107,7 @@ def build(
   blocks.append(Text(sentences.how_tested(results), "note"))
   blocks += evidence.contrast_table(results)
   blocks += evidence.component_table(results)
+  blocks += evidence.search_table(results)
   blocks.append(Heading("Figures"))
   blocks += [Text(" ".join(faults), "note")] if faults else []
   omitted = _omitted(results, tree)

@@ -82,6 +82,7 @@ def table(results: dict, words: Mapping[str, str]) -> str:
     results_table.table(results, look, words),
     *evidence.contrast_table(results),
     *evidence.component_table(results),
+    *evidence.search_table(results),
     *tables.variant_tables(results, look),
     *tables.cost_tables(results),
     Text(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kd.config.tuned import places
 from kd.evaluate import registry, verdict
 from kd.report import wording
 from kd.report.blocks import Cell, Table, code
@@ -66,6 +67,8 @@ def arm_rows(
     several = len({a["baseline"] for a in arms.values()} - {None}) > 1
     for arm, entry in arms.items():
       note = wording.objective(arm, entry.get("config", {}), said)
+      if tuned := keys_tuned(results, arm):
+        note += f"; tuned: {', '.join(map(wording.key, tuned))}"
       if several and entry["baseline"]:
         note += f"; against {code(entry['baseline'])}"
       if steps := entry.get("diverged"):
@@ -156,6 +159,13 @@ def omitted_classes(results: Results, most: int = 3) -> list[int]:
     for c in arm.get("config", {}).get("signal", {}).get("omit_classes", ())
   }
   return sorted(classes) if len(classes) <= most else []
+
+
+def keys_tuned(results: Results, arm: str) -> list[str]:
+  """Returns the keys that the study's search set of an arm."""
+  points = (results.get("tune") or {}).get("points") or [{}]
+  config = results["arms"][arm].get("config", {})
+  return [key for key in points[0] if any(True for _ in places(config, key))]
 
 
 def entry_of(arm: Mapping[str, Any], metric: str) -> Mapping[str, Any]:

@@ -75,6 +75,34 @@ def objective(arm: str, config: Mapping[str, Any], words: Mapping) -> str:
   return said + "".join(f"; {k} = {v}" for k, v in changes)
 
 
+def key(name: str) -> str:
+  """Writes a config's key in words.
+
+  >>> key("train.learning_rate"), key("hard.weight")
+  ('learning rate', 'hard weight')
+  """
+  words = name.removeprefix("train.")
+  return words.replace(".", " ").replace("_", " ")
+
+
+def space(node: Mapping[str, Any]) -> str:
+  """Says what a search is over, `tune.space` of a config.
+
+  >>> rate = {"learning_rate": ["log", 1e-3, 0.01]}
+  >>> space({"temperature": [1.0, 4.0], "train": rate})
+  'temperature of 1, 4 and learning rate from 0.001 to 0.01 (log)'
+  """
+  said = []
+  for name, values in _leaves(node):
+    if values[0] in ("log", "uniform"):
+      how, low, high = values
+      log = " (log)" if how == "log" else ""
+      said.append(f"{key(name)} from {plain(low)} to {plain(high)}{log}")
+    else:
+      said.append(f"{key(name)} of {plain(values)}")
+  return listed(said)
+
+
 def unit(metric: str) -> str:
   """Names the unit of a metric's differences; '' where there is none."""
   return registry.lookup(metric).unit.of_differences

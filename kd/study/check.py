@@ -146,10 +146,15 @@ def with_the_task(
   splits = [task.test]
   if not model.has_answers(settings["teacher"]):
     splits += [task.validation, *((task.train,) if task.resident else ())]
+  times, of_each = replicates.splits(settings), ""
+  lower = ["task.text_features", "task.image_size", "the slices"]
+  if times > 1:
+    of_each = f", {times} times"
+    lower.append("replicates.count")
   memory(
-    sum(map(len, splits)) * task.train.form.bytes,
-    f"what is read of the task's inputs ({len(splits)} splits)",
-    ("task.text_features", "task.image_size", "the slices"),
+    sum(map(len, splits)) * task.train.form.bytes * times,
+    f"what is read of the task's inputs ({len(splits)} splits{of_each})",
+    lower,
   )
   for split in splits:
     split.arrays()

@@ -19,6 +19,7 @@ from absl import logging
 
 from kd import files, interrupts
 from kd.data.registry import load
+from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
 from kd.evaluate import verdict
 from kd.report import page
@@ -68,8 +69,12 @@ def run(
     made = []
     with out_of_memory("reading the task", _sizes(settings["task"])):
       planned = replicates.of(settings, folder)
+      tasks: dict[int, Task] = {}  # those of one split share it
       for of in planned:
-        task = load(of.settings["task"])
+        section = of.settings["task"]
+        if section["seed"] not in tasks:
+          tasks[section["seed"]] = load(section)
+        task = tasks[section["seed"]]
         made.append(Runs(of, task, folder, len(planned)))
         check.with_the_task(of, groups, task)
     need = len(made) * _bytes_needed(groups, settings, made[0].task)
@@ -103,7 +108,9 @@ def _require(settings: Mapping[str, Any], folder: str, first: int) -> None:
     del left["teacher"]
   if PHASES[first] == "report":  # reads that alone
     left = {"evaluate": left["evaluate"]}
-  every = [one.folder for one in replicates.of(settings, folder)]
+  every = [folder]
+  if PHASES[first] != "report":
+    every = [one.folder for one in replicates.of(settings, folder)]
   for name in PHASES[:first]:
     places = [folder] if name == "evaluate" else every
     for place in places if name in left else ():
@@ -121,6 +128,8 @@ def _require(settings: Mapping[str, Any], folder: str, first: int) -> None:
         f"--phase=evaluate: the training in {place} is at step {done} of "
         f"{steps}; expected --phase=train:"
       )
+    if settings["tune"]["budget"]:
+      tune.read(os.path.join(place, tune.FILE), settings)
 
 
 def _sizes(task: Mapping[str, Any]) -> dict[str, int]:

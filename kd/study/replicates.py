@@ -88,6 +88,13 @@ def count(settings: Mapping[str, Any]) -> int:
   return math.prod(counts) if isinstance(counts, tuple | list) else counts
 
 
+def splits(settings: Mapping[str, Any]) -> int:
+  """Returns how many splits of the data they have between them."""
+  return max(
+    [1] + [of[-1] + 1 for names, of in _levels(settings) if "split" in names]
+  )
+
+
 def _levels(
   settings: Mapping[str, Any],
 ) -> list[tuple[tuple[str, ...], np.ndarray]]:
@@ -110,6 +117,11 @@ def check(settings: Mapping[str, Any]) -> None:
   """
   section, total = settings["replicates"], count(settings)
   vary, counts = section["vary"], section["count"]
+  if not sections.COUNT.accepts(total):
+    raise UserError(
+      f"replicates.count = {counts!r}: {total} replicates, expected "
+      f"{sections.COUNT.words} in all"
+    )
   if len(set(vary)) < len(vary) or bool(vary) != (total > 1):
     raise UserError(
       f"replicates.vary = {vary!r}: expected what replicates.count = "

@@ -117,7 +117,7 @@ class Runs:
   ) -> Sequence[arms.Group]:
     """Returns the arms as their search chose them."""
     settings, setup = self.of.settings, self.setup(self.of.trials)
-    best = settings["evaluate"]["metric"].endswith("_best")
+    best = tune.selection(settings) == "best"
     at = functools.partial(
       tune.at,
       settings,
@@ -141,7 +141,7 @@ class Runs:
       }
 
     logging.info("%d trials of each arm", settings["tune"]["budget"])
-    path = os.path.join(self.of.folder, "trials.json")
+    path = os.path.join(self.of.folder, tune.FILE)
     self.search = tune.search(path, settings, trial)
     return at(self.search["choice"])
 

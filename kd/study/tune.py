@@ -18,6 +18,7 @@ replicates. Trials differ in numbers alone: one compiled program runs them all.
 
 import copy
 import itertools
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +28,14 @@ import numpy as np
 
 from kd import files
 from kd.config import rules, sections
+from kd.config.tuned import places
 from kd.errors import UserError
 from kd.train import arms
 from kd.train.arms import OPTIMIZER, Group
 
+FILE = "trials.json"  # in a replicate's folder
 RANGES = ("log", "uniform")
 NUMBER = rules.number()
-NO_LOSS = (*sections.IN_ARMS, "overrides")
 SPACE = (
   "(low, high) behind 'log' or 'uniform', as in ('log', 1e-3, 1e-2), or a "
   "tuple of numbers to choose from"
@@ -91,24 +93,46 @@ def check(
     UserError: naming the key of the space.
   """
   tune = settings["tune"]
-  if bool(tune["budget"]) != bool(tune["space"]):
+  if bool(tune["budget"]) != bool(_flat(tune["space"])):
     raise UserError(
       f"tune.budget = {tune['budget']}: expected trials for tune.space = "
       f"{dict(tune['space'])}, or neither"
     )
   for key, values in _flat(tune["space"]).items():
     _check_values(f"tune.space.{key}", key, values)
-    if not any(list(_places(arm, key)) for arm in settings["arms"].values()):
+    if not any(list(places(arm, key)) for arm in settings["arms"].values()):
       raise UserError(
         f"tune.space.{key}: no arm has this key; expected train."
         f"{', train.'.join(OPTIMIZER)}, or a number of an objective"
       )
-  for point in points(tune) if tune["budget"] else ():
+  tried = points(tune) if tune["budget"] else []
+  for point in tried:
     made = arms.group(_set(settings["arms"], point), black_box=black_box)
     if _form(made) != _form(groups):
       raise UserError(
         f"tune.space has {', '.join(point)}: expected keys of numbers, which "
         "change no program"
+      )
+  _check_sweeps(settings["arms"], tried)
+
+
+def _check_sweeps(
+  every: Mapping[str, Any], tried: Sequence[Mapping[str, float]]
+) -> None:
+  """Refuses arms that differ in what is tuned alone, and would be one arm."""
+
+  def said(arm):
+    own = {k: v for k, v in arm.items() if k not in ("overrides", "baseline")}
+    return json.dumps(own, sort_keys=True)
+
+  seen: dict[str, str] = {}
+  for name, arm in _set(every, tried[0]).items() if tried else ():
+    other = seen.setdefault(said(arm), name)
+    if said(every[other]) != said(every[name]):
+      raise UserError(
+        f"tune.space has {', '.join(tried[0])}: arms.{other} and arms.{name} "
+        "differ in nothing else, so that their searches would be one; expected "
+        "arms without a sweep of what is tuned"
       )
 
 
@@ -140,16 +164,6 @@ def _form(groups: Sequence[Group]) -> list[Any]:
   ]
 
 
-def _places(arm: Mapping[str, Any], key: str):
-  """Yields the sections of an arm that hold `key`: its own, and where that is
-  a sum, each part's."""
-  section, _, name = key.rpartition(".")
-  parts = (v for k, v in arm.items() if k not in NO_LOSS)
-  for place in [arm.get(section)] if section else [arm, *parts]:
-    if isinstance(place, Mapping) and name in place:
-      yield place
-
-
 def _set(
   every: Mapping[str, Any], point: Mapping[str, float]
 ) -> dict[str, Any]:
@@ -157,7 +171,7 @@ def _set(
   made = copy.deepcopy(dict(every))
   for arm in made.values():
     for key, value in point.items():
-      for place in _places(arm, key):
+      for place in places(arm, key):
         place[key.rpartition(".")[2]] = value
   return made
 
@@ -203,9 +217,12 @@ def search(
     the first of the best.
   """
   names, budget = list(settings["arms"]), settings["tune"]["budget"]
-  found: dict[str, Any] = {"scores": {name: [] for name in names}}
+  found: dict[str, Any] = {
+    "selection": selection(settings),
+    "scores": {name: [] for name in names},
+  }
   if os.path.exists(path):
-    found = files.read_json(path, "scores of trials")
+    found = read(path, settings)
   for number in range(len(found["scores"][names[0]]), budget):
     scores = trial(dict.fromkeys(names, number))
     for name in names:
@@ -214,6 +231,50 @@ def search(
   if "choice" not in found:
     found["choice"] = {n: int(np.argmax(s)) for n, s in found["scores"].items()}
     files.write_json(path, found)
+  return found
+
+
+def selection(settings: Mapping[str, Any]) -> str:
+  """Returns whose validation accuracy decides: "best", or "last" weights."""
+  metric = settings["evaluate"]["metric"]
+  return "best" if metric.endswith("_best") else "last"
+
+
+def read(path: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Reads what `search` left.
+
+  Raises:
+    UserError: it is damaged, or chose by another stopping rule.
+  """
+  found = files.read_json(path, "scores of trials")
+  names, budget = list(settings["arms"]), settings["tune"]["budget"]
+  scores, choice = (
+    found.get(k, {}) if isinstance(found, dict) else None
+    for k in ("scores", "choice")
+  )
+  whole = isinstance(scores, dict) and isinstance(choice, dict)
+  if (
+    not whole
+    or list(scores) != names
+    or not all(
+      isinstance(s, list) and len(s) <= budget for s in scores.values()
+    )
+    or len({len(s) for s in scores.values()}) > 1
+    or not all(NUMBER.accepts(x) for s in scores.values() for x in s)
+    or (choice and list(choice) != names)
+    or not all(c in range(budget) for c in choice.values())
+  ):
+    raise UserError(
+      f"{path}: not the scores of this study's {budget} trials; expected what "
+      "the search wrote, or no such file, and it is made again"
+    )
+  by, ours = found.get("selection"), selection(settings)
+  if by not in (None, ours):
+    raise UserError(
+      f"{path}: the search chose by the {by} weights, evaluate.metric = "
+      f"{settings['evaluate']['metric']!r} is of the {ours}; expected a metric "
+      "of the same, or another --workdir"
+    )
   return found
 
 

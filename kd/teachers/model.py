@@ -161,12 +161,19 @@ def obtain(
       training diverged.
   """
   compiled, made = None, []
-  size = _together(wanted[0].task, room_mib)
+  size = min(_together(wanted[0].task, room_mib), len(wanted))
   for first in range(0, len(wanted), size):
     wave = wanted[first : first + size]
     found = [_found(w) for w in wave]
     if None in found:
-      found, compiled = _train(wave, batch, on_log, on_resume, compiled)
+      own = size > 1  # and so in the last wave, however short: one program
+      weights, compiled = _train(wave, own, batch, on_log, on_resume, compiled)
+      # One that is there stays: it would lack its weights while they are
+      # written again.
+      found = [
+        there or _keep(one, jax.tree.map(lambda x, i=i: x[i], weights))
+        for i, (there, one) in enumerate(zip(found, wave, strict=True))
+      ]
     made += found
   return made
 
@@ -193,12 +200,18 @@ def _found(wanted: Wanted) -> Teacher | None:
 
 
 def _train(
-  wave: Sequence[Wanted], batch: int, on_log, on_resume, compiled
-) -> tuple[list[Teacher], loop.Programs]:
+  wave: Sequence[Wanted], own: bool, batch: int, on_log, on_resume, compiled
+) -> tuple[Any, loop.Programs]:
   """Trains teachers side by side.
 
+  Args:
+    wave: the teachers.
+    own: whether each has a validation split of its own in the program.
+    batch, on_log, on_resume: of `obtain`.
+    compiled: the programs of an earlier wave, or None.
+
   Returns:
-    (the teachers, the programs, which serve the next of them).
+    (the teachers' weights, with an axis of teachers before them; the programs).
   """
   section, task = wave[0].section, wave[0].task
   arm = {
@@ -220,14 +233,13 @@ def _train(
   transfers = {transfer_of(arm["signal"]): transfer}
   groups = arms.group({ARM: arm}, task.num_classes)
   groups = coverage.bind(groups, [transfers], task.num_classes)
-  several = len(wave) > 1
   setup = Setup(
     task=task,
     transfers=transfers,
     seeds=[w.section["seed"] for w in wave],
     train=section["train"],
     eval_batch=batch,
-    validations=[w.task.validation for w in wave] if several else (),
+    validations=[w.task.validation for w in wave] if own else (),
   )
   os.makedirs(wave[0].folder, exist_ok=True)
   checkpoints = Checkpoints(os.path.join(wave[0].folder, "checkpoints"))
@@ -236,18 +248,13 @@ def _train(
   checkpoints.close()
   if np.any(state.diverged):
     lost = int(np.argmax(state.diverged > 0))
-    of = f" (teacher.seed = {setup.seeds[lost]})" if several else ""
     raise UserError(
-      f"teacher.train{of}: the loss or the weights were not finite at step "
-      f"{int(state.diverged[lost])}: lower teacher.train.learning_rate = "
-      f"{section['train']['learning_rate']}"
+      f"teacher.train: the loss or the weights of {wave[lost].folder} were "
+      f"not finite at step {int(state.diverged[lost])}: lower "
+      f"teacher.train.learning_rate = {section['train']['learning_rate']}"
     )
   chosen = state.best if section["select"] == "best" else state.weights
-  teachers = [
-    _keep(one, jax.tree.map(lambda x, i=i: x[i], chosen))
-    for i, one in enumerate(wave)
-  ]
-  return teachers, compiled
+  return chosen, compiled
 
 
 def _keep(wanted: Wanted, weights: Mapping[str, Any]) -> Teacher:

@@ -73,6 +73,8 @@ class OverrideTest(parameterized.TestCase):
     ("arms.soft.signal.size=50", 50),
     ("arms.soft.train.optimizer=sgd", "sgd"),
     ("train.learning_rate=1e-4", 1e-4),
+    ("tune.space.temperature=(1.0, 2.0)", (1.0, 2.0)),
+    ("tune.space.train.learning_rate=('log', 1e-3, 1)", ("log", 1e-3, 1)),
   )
   def test_a_value(self, word, expected):
     made = override(study(), word)

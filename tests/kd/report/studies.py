@@ -31,6 +31,30 @@ REPLICATES = {
 }  # of ten seeds
 
 
+def searched(arms, replicates=1):
+  """Makes what a study of `synthetic` says of its search, {key: value}."""
+  points = [
+    {"temperature": t, "train.learning_rate": rate}
+    for t in (1.0, 4.0)
+    for rate in (1e-3, 0.003)
+  ]
+  which = [r % 3 for r in range(replicates)]
+  return {
+    "budget": 4,
+    "space": {
+      "temperature": [1.0, 4.0],
+      "train": {"learning_rate": ["log", 1e-3, 1e-2]},
+    },
+    "seeds": 2,
+    "points": points,
+    "choices": dict.fromkeys(arms, which),
+    "scores": {
+      arm: [[0.9 + 0.01 * (i == c) for i in range(4)] for c in which]
+      for arm in arms
+    },
+  }
+
+
 def synthetic(
   gains, seeds=10, classes=10, diverged=None, omit=(), noise=0.004, steps=400,
   contrasts=(), replicates=None, strata=None,

@@ -1,15 +1,19 @@
 """Studies over several splits, teachers and draws."""
 
+import json
 import os
 import pathlib
 from unittest import mock
 
+import chex
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from kd import config, study
+from kd.data.registry import load
 from kd.errors import UserError
-from kd.study import check, replicates
+from kd.study import check, phases, replicates
+from kd.teachers import model
 from kd.train import loop
 from tests.kd import small
 from tests.kd.study.phases_test import Workdir, comparable, options
@@ -68,6 +72,8 @@ class PlanTest(parameterized.TestCase):
     (1, ("split",), "replicates.vary = "),
     (2, ("split", "split"), "each name once"),
     ((2, 2), ("split",), "replicates.count = .2, 2."),
+    ((10_000, 2), ("split", "teacher"), "20000 replicates, expected a whole n"),
+    ((10_000, 10_000, 10_000), VARY, "1000000000000 replicates, expected"),
   )
   def test_what_is_refused(self, count, vary, message):
     with self.assertRaisesRegex(UserError, message):
@@ -92,6 +98,21 @@ class PlanTest(parameterized.TestCase):
       UserError, "arms.hard.signal.path .* of one replicate"
     ):
       replicates.check(config.resolve(made))
+
+  def test_memory_is_counted_for_each_split_of_the_data(self):
+    vary = ("teacher", "split")
+    counts = {2: 2, (2, 3): 6, (3, 2): 6}
+    for count, splits in counts.items():
+      self.assertEqual(replicates.splits(planned(count, vary)), splits)
+    self.assertEqual(replicates.splits(planned((2, 3), vary[::-1])), 2)
+    self.assertEqual(replicates.splits(planned(3, ("teacher",))), 1)
+    made = planned((10_000, 1), vary[::-1])
+    task = load(made["task"])
+    with (
+      mock.patch.object(os, "sysconf", return_value=2**14),  # 2**28 B
+      self.assertRaisesRegex(UserError, "3 splits, 10000 times.*ates.count"),
+    ):
+      check.with_the_task(replicates.of(made, "")[0], (), task)
 
   def test_seeds_have_an_end(self):
     with self.assertRaisesRegex(UserError, "seed: with .*is 4294967296, exp"):
@@ -148,6 +169,61 @@ class StudyTest(Workdir):
       )
     accuracy = both["arms"]["hard"]["metrics"]["accuracy"]["values"]
     self.assertNotEqual(accuracy[:2], accuracy[2:])
+
+  def test_teachers_in_waves_are_those_side_by_side(self):
+    made = self.options()
+    made.replicates.count = 3
+    study.run(made, self.workdir, "teacher")
+    made.task.resident_mib = 0.2  # two at a time, and the last one alone
+    waves = os.path.join(self.parent, "waves")
+    study.run(made, waves, "teacher")
+    for r, of in enumerate(replicates.of(config.resolve(made), "")):
+      task, place = load(of.settings["task"]), f"replicates/{r:03d}/teacher"
+      one, other = (
+        model._load(os.path.join(folder, place), task).weights
+        for folder in (self.workdir, waves)
+      )
+      chex.assert_trees_all_close(one, other, rtol=1e-4, atol=1e-6)
+
+  def teacher(self, folder, number):
+    path = f"replicates/{number:03d}/teacher/teacher.json"
+    return json.loads(pathlib.Path(folder, path).read_text())
+
+  def test_a_teacher_that_is_there_is_not_written_again(self):
+    study.run(self.options(), self.workdir, "teacher")
+    places = [
+      pathlib.Path(self.workdir, f"replicates/{r:03d}/teacher") for r in (0, 1)
+    ]
+    before = [self.teacher(self.workdir, r) for r in (0, 1)]
+    made = [(p / "teacher.json").stat().st_mtime_ns for p in places]
+    os.remove(places[1] / "teacher.json")  # as if killed before it was written
+    study.run(self.options(), self.workdir, "teacher")
+    self.assertEqual(before, [self.teacher(self.workdir, r) for r in (0, 1)])
+    again = [(p / "teacher.json").stat().st_mtime_ns for p in places]
+    self.assertEqual(made[0], again[0])
+    self.assertLess(made[1], again[1])
+
+  def test_a_teacher_that_diverges_is_named(self):
+    made = self.options()
+    made.task.resident = False  # one after another
+    made.teacher.train.update(optimizer="sgd", learning_rate=1e30)
+    with self.assertRaisesRegex(
+      UserError, "weights of .*/000/teacher were not"
+    ):
+      study.run(made, self.workdir)
+
+  def test_replicates_of_one_split_share_it(self):
+    made = self.options()
+    made.replicates.vary = ("teacher",)
+    with mock.patch.object(phases, "load", wraps=load) as loaded:
+      study.run(made, self.workdir, "teacher")
+    loaded.assert_called_once()
+
+  def test_only_the_report_of_a_config_that_makes_no_sense(self):
+    made = self.options()
+    made.replicates.count = (2, 2)
+    with self.assertRaisesRegex(UserError, "needs .*results.json"):
+      study.run(made, self.workdir, "report:")
 
   def test_stopped_in_a_replicate_it_goes_on_there(self):
     whole = os.path.join(self.parent, "whole")

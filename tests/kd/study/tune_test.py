@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import tempfile
 from unittest import mock
 
 import numpy as np
@@ -67,12 +68,54 @@ class PointsTest(parameterized.TestCase):
     ({"temperature": (-1.0, 2.0)}, "temperature = -1.0: expected a number > 0"),
     ({"train": {"learning_rate": (0.0, 1.0)}}, "learning_rate = 0.0"),
     ({"samples": (4, 8)}, "tune.space has samples: expected keys of num"),
+    ({"train": (1.0, 2.0)}, "tune.space.train: no arm has this key"),
+    ({"train": {}}, "tune.budget = 2: expected trials for tune.space"),
+    ({"baseline": (1.0, 2.0)}, "tune.space.baseline: no arm has this key"),
+    ({"overrides": {"train": (1, 2)}}, "overrides.train: no arm has this key"),
+    ({"train": {"momentum": (0.0, 0.9)}}, "momentum: no arm has this key"),
+    ({"train": {"weight_decay": (0.0, 0.9)}}, "decay: no arm has this key"),
   )
   def test_what_is_refused(self, space, message):
     rank = dict(small.RANK)
     made = tuned(space, 2, hard=small.HARD, soft=small.SOFT, rank=rank)
     with self.assertRaisesRegex(UserError, message):
       check.config_alone(config.resolve(made))
+
+  def test_an_arm_of_another_optimizer_takes_its_numbers(self):
+    made = tuned({"train": {"momentum": (0.0, 0.9)}}, 2)
+    made.arms.soft.train = dict(optimizer="sgd")
+    settings = config.resolve(made)
+    check.config_alone(settings)
+    arms = tune._set(settings["arms"], {"train.momentum": 0.5})
+    self.assertEqual(arms["soft"]["train"]["momentum"], 0.5)
+    self.assertEqual(arms["hard"], settings["arms"]["hard"])
+
+  def test_a_sweep_of_what_is_tuned_is_refused(self):
+    made = tuned({"temperature": (1.0, 4.0)}, 2)
+    made.arms.soft.temperature = config.sweep(1.0, 2.0)
+    with self.assertRaisesRegex(
+      UserError, "arms.soft.temperature=1. and arms.soft.*=2. differ in noth"
+    ):
+      check.config_alone(config.resolve(made))
+    made.arms.soft.train = dict(learning_rate=config.sweep(1e-3, 1e-2))
+    made.arms.soft.temperature = 1.0
+    check.config_alone(config.resolve(made))
+
+  @parameterized.parameters(
+    "[]",
+    '{"scores": {"hard": [0.1]}}',
+    '{"scores": {"hard": [0.1], "soft": []}}',
+    '{"scores": {"hard": [null], "soft": [0.1]}}',
+    '{"scores": {"hard": [1, 1, 1, 1], "soft": [1, 1, 1, 1]}}',
+    '{"scores": {"hard": [], "soft": []}, "choice": {"hard": 3, "soft": 0}}',
+    '{"scores": {"hard": [], "soft": []}, "choice": 0}',
+  )
+  def test_a_damaged_file_of_scores_is_refused(self, text):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    path = os.path.join(folder, tune.FILE)
+    pathlib.Path(path).write_text(text)
+    with self.assertRaisesRegex(UserError, "not the scores of this study's 3"):
+      tune.search(path, config.resolve(tuned()), mock.Mock())
 
   def test_there_is_no_other_split_to_choose_on(self):
     made = tuned()
@@ -127,6 +170,20 @@ class StudyTest(Workdir):
     self.assertLen(kept["scores"]["hard"], 1)
     study.run(tuned(), self.workdir)
     self.assertEqual(comparable(self.workdir), comparable(whole))
+
+  def test_what_chose_by_another_rule_is_not_evaluated_by_this(self):
+    made = tuned({"train": {"learning_rate": RATE}}, 1, hard=small.HARD)
+    study.run(made, self.workdir)
+    before = pathlib.Path(self.workdir, "config.json").read_bytes()
+    made.evaluate.metric = "accuracy_best"
+    with self.assertRaisesRegex(UserError, "trials.json: the search chose by"):
+      study.run(made, self.workdir, "evaluate:")
+    after = pathlib.Path(self.workdir, "config.json").read_bytes()
+    self.assertEqual(before, after)
+    made.evaluate.metric = "nll"
+    self.assertEqual(
+      study.run(made, self.workdir, "evaluate:")["metric"], "nll"
+    )
 
   def test_an_arm_that_diverges_loses_that_trial(self):
     space = {"train": {"learning_rate": (1e30, 1e-2)}}
