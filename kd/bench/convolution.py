@@ -8,7 +8,7 @@ differ in what computes a convolution (kd.models.cnn.convolution).
 
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -73,7 +73,7 @@ def measure(
   return {kind: statistics.median(t) for kind, t in times.items()}
 
 
-def table(rows: dict[tuple[int, ...], dict[str, float]], batch: int) -> str:
+def table(rows: Mapping[tuple[int, ...], Mapping[str, float]], batch: int) -> str:
   """Returns the measurements as Markdown."""
   header = ["channels", *(f"{k} (ms)" for k in KINDS), "times faster"]
   body = []
@@ -94,7 +94,7 @@ def table(rows: dict[tuple[int, ...], dict[str, float]], batch: int) -> str:
 
 def main(argv: list[str]) -> None:
   del argv
-  rows = {
+  rows: dict[tuple[int, ...], dict[str, float]] = {
     channels: measure(channels, 64, 5, _CNN_REPEATS.value)
     for channels in ((4, 8), (16, 32))
   }

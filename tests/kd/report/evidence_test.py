@@ -70,7 +70,8 @@ class SearchTest(absltest.TestCase):
   def test_an_arm_all_of_whose_trials_diverged(self):
     results, _, _ = study()
     results["tune"]["scores"]["soft"] = [[-1.0] * 4]
-    self.assertEqual([row[2] for row in rows(results)], ["91.00", "\N{EN DASH}"])
+    scores = [row[2] for row in rows(results)]
+    self.assertEqual(scores, ["91.00", "\N{EN DASH}"])
 
   def test_page_and_record_show_it_and_the_arms_say_tuned(self):
     results, config, lines = study(5)
