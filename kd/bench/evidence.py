@@ -244,8 +244,8 @@ def section(studies: int) -> str:
       f"{_error(studies)} ({_error(few)}) points.",
       "**Coverage** of 95 % intervals, normal differences: of an arm's "
       "difference to the baseline (also, of the mean that as many other "
-      "units have), and of that of the arm of best mean among so many equal ones "
-      "with their baseline.",
+      "units have), and of that of the arm of best mean among so many equal "
+      "ones with their baseline.",
       markdown.table(
         ["units", "an arm", "mean of others", *chosen], coverage(studies)
       ),
