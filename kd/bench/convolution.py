@@ -73,7 +73,9 @@ def measure(
   return {kind: statistics.median(t) for kind, t in times.items()}
 
 
-def table(rows: Mapping[tuple[int, ...], Mapping[str, float]], batch: int) -> str:
+def table(
+  rows: Mapping[tuple[int, ...], Mapping[str, float]], batch: int
+) -> str:
   """Returns the measurements as Markdown."""
   header = ["channels", *(f"{k} (ms)" for k in KINDS), "times faster"]
   body = []
