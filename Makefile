@@ -1,7 +1,8 @@
 # make run    set-up, and the default study (STUDY=few_labels runs another)
 # make test   set-up, and lint, types and all tests
 # make smoke  every study at its smallest
-# make records  every study of experiments/ anew, and its record
+# make records  every study of experiments/ anew, and its record; they go on where
+#             they were stopped, runs/ removed they begin anew
 # make compile-check  the kernels, compiled for TPU and GPU with no device
 
 STUDY ?= digits
@@ -10,13 +11,17 @@ FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-# What experiments/ holds: study[,argument]=folder:section of its README.
-RECORDS := digits=digits:results digits,tuned=digits:tuned \
-  few_labels=few_labels:results filetype=filetype:results top_k=top_k:results \
-  routing=routing:results consistent=consistent:short \
-  consistent,long=consistent:long hinton2015=hinton2015:omit3 \
-  hinton2015,only78=hinton2015:only78 hinton2015,table=hinton2015:table \
-  hinton2015,temperature=hinton2015:temperature
+# What experiments/ holds: study[,argument]=folder:section of its README; and
+# where it has no teachers of its own, +WORKDIR of the study that has.
+RECORDS := few_labels=few_labels:results consistent=consistent:short \
+  hinton2015=hinton2015:omit3 routing=routing:results top_k=top_k:results \
+  filetype=filetype:results digits=digits:results digits,tuned=digits:tuned
+RECORDS_AFTER := consistent,long=consistent:long+consistent \
+  hinton2015,table=hinton2015:table+hinton2015 \
+  hinton2015,temperature=hinton2015:temperature+hinton2015 \
+  hinton2015,only78=hinton2015:only78+hinton2015
+# At a time: a loop over convolutions keeps one core alone busy.
+JOBS ?= 2
 
 # Studies whose data are packages of their own (requirements-data.txt).
 DATA_STUDIES := routing filetype
@@ -25,7 +30,7 @@ DATA_STUDIES := routing filetype
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.13 python3.14 python3 python)
 IS_NEW := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
 
-.PHONY: run test lint smoke records compile-check clean
+.PHONY: run test lint smoke records record compile-check clean
 .DELETE_ON_ERROR:
 
 run: $(if $(filter $(DATA_STUDIES),$(firstword $(subst :, ,$(STUDY)))),$(VENV)/.data,$(VENV)/.runtime)
@@ -46,13 +51,18 @@ smoke: $(VENV)/.data
 	done
 
 records: $(VENV)/.data
-	for record in $(RECORDS); do \
-	  study=$${record%%=*}; place=$${record#*=}; \
-	  file=$${study%%,*}; argument=$${study#$$file}; \
-	  workdir=runs/$$(echo $$study | tr , -); \
-	  $(BIN)/python main.py --config=configs/$$file.py:$${argument#,} --workdir=$$workdir && \
-	  $(BIN)/python -m kd.report.record $$workdir experiments/$${place%%:*} --section=$${place#*:} || exit; \
-	done
+	printf '%s\n' $(RECORDS) | xargs -P $(JOBS) -I{} $(MAKE) record RECORD={}
+	printf '%s\n' $(RECORDS_AFTER) | xargs -P $(JOBS) -I{} $(MAKE) record RECORD={}
+
+record: export RECORD := $(RECORD)
+record: $(VENV)/.data
+	study=$${RECORD%%=*}; place=$${RECORD#*=}; of=$${place#*+}; place=$${place%+*}; \
+	file=$${study%%,*}; argument=$${study#$$file}; \
+	workdir=runs/$$(echo $$study | tr , -); \
+	teacher=; test $$of = $$place || \
+	  teacher="--config.teacher.path=runs/$$of/replicates/{replicate}/teacher"; \
+	$(BIN)/python main.py --config=configs/$$file.py:$${argument#,} --workdir=$$workdir $$teacher $(FLAGS) && \
+	$(BIN)/python -m kd.report.record $$workdir experiments/$${place%%:*} --section=$${place#*:}
 
 # Compilers for TPU and GPU are heavy (about 1.5 GB), hence a place of their own.
 compile-check: $(BIN)/python

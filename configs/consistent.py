@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = defaults()
   config.study = "consistent_long" if "long" in words else "consistent"
   config.question = __doc__.splitlines()[0]
-  config.replicates = dict(count=6, vary=("split", "teacher", "signal"))
+  config.replicates = dict(count=5, vary=("split", "teacher", "signal"))
   config.seeds = 1
   config.baseline = "plain"
   config.task.name = "mnist_subset"
@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.teacher.update(
     dict(name="cnn", channels=(16, 32), hidden=128, dropout=0.5)
   )
-  config.teacher.train.update(dict(steps=600, jitter=2))
+  config.teacher.train.update(dict(steps=400, jitter=2))
   config.signal.size = 500
   config.student = dict(name="mlp", hidden=(128, 128), dropout=0.0)
   config.train.update(dict(steps=800, batch_size=64, learning_rate=1e-3))

@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.question = (
     "How much is each objective worth when the transfer set is small?"
   )
-  config.replicates = dict(count=8, vary=("split", "teacher", "signal"))
+  config.replicates = dict(count=5, vary=("split", "teacher", "signal"))
   config.seeds = 1
   config.baseline = "hard"
   config.task.name = "mnist_subset"
@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     dict(name="cnn", channels=(16, 32), hidden=128, dropout=0.5)
   )
   config.teacher.fraction = 0.5
-  config.teacher.train.steps = 600
+  config.teacher.train.steps = 400
   config.teacher.train.jitter = 2
   config.signal.pool = "rest"
   config.signal.temperature = 4.0

@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = defaults()
   config.study = f"hinton2015_{study}"
   config.question = __doc__.splitlines()[0]
-  config.replicates = dict(count=6, vary=("split", "teacher", "signal"))
+  config.replicates = dict(count=5, vary=("split", "teacher", "signal"))
   config.seeds = 1
   config.baseline = "hard"
   config.task.name = "mnist_subset"

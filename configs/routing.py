@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.question = (
     "Which router does a black box teach best, from a few sampled answers?"
   )
-  config.replicates = dict(count=6, vary=("split", "teacher", "signal"))
+  config.replicates = dict(count=5, vary=("split", "teacher", "signal"))
   config.seeds = 1
   config.baseline = "hard[signal.filter=none]"
   config.task.name = "newsgroups20"

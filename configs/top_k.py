@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.question = (
     "What do the k likeliest classes, or k samples, cost against all of them?"
   )
-  config.replicates = dict(count=6, vary=("teacher", "signal"))
+  config.replicates = dict(count=5, vary=("teacher", "signal"))
   config.seeds = 1
   config.baseline = "soft"
   config.task.name = "digit_triples"

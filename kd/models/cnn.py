@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
@@ -47,7 +49,14 @@ class CNN(nnx.Module):
     height, width, last = input_shape
     self.convs, self.norms = nnx.List(), nnx.List()
     for size in channels:
-      conv = nnx.Conv(last, size, (3, 3), use_bias=False, rngs=rngs)
+      conv = nnx.Conv(
+        last,
+        size,
+        (3, 3),
+        use_bias=False,
+        conv_general_dilated=convolution,
+        rngs=rngs,
+      )
       self.convs.append(conv)
       self.norms.append(nnx.BatchNorm(size, momentum=0.9, rngs=rngs))
       height, width, last = -(-height // 2), -(-width // 2), size
@@ -64,3 +73,35 @@ class CNN(nnx.Module):
     if self.dense is not None:
       x_BxD = nnx.relu(self.dense(x_BxD))
     return outputs(drop(self.dropout, x_BxD, rngs), self.head)
+
+
+def convolution(x_BxHxWxC, kernel_RxSxCxD, *args, **keys) -> Array:
+  """Computes a 2-D convolution of stride 1 that keeps an image's size.
+
+  On a CPU as one product over patches: in a loop over steps XLA's own takes ten
+  times as long there, forward and backward (docs/performance.md).
+
+  Args:
+    x_BxHxWxC: images.
+    kernel_RxSxCxD: R and S odd.
+    args, keys: as of jax.lax.conv_general_dilated.
+  """
+
+  def patches(x, kernel):
+    height, width = x.shape[1:3]
+    rows, columns, _, d = kernel.shape
+    around = [(0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)]
+    x = jnp.pad(x, around)
+    shifted = [
+      x[:, i : i + height, j : j + width]
+      for i in range(rows)
+      for j in range(columns)
+    ]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, d)
+
+  def native(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, *args, **keys)
+
+  return jax.lax.platform_dependent(
+    x_BxHxWxC, kernel_RxSxCxD, cpu=patches, default=native
+  )

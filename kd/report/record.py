@@ -8,11 +8,13 @@ between the marks `<!-- SECTION -->` and `<!-- /SECTION -->`, with how it was
 obtained. Run it again after running the study again.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 from absl import app, flags
 
@@ -97,7 +99,8 @@ def record(workdir: str, folder: str, section: str) -> None:
   Raises:
     UserError: no finished study, or no README.md with the section's marks.
   """
-  results, config = page.read(workdir)
+  found, config = page.read(workdir)
+  results = small(found)  # what the table is made of can be seen beside it
   suffix = "" if section == "results" else f"-{section}"
   pictures = []
   for name in figures_of(results):
@@ -109,9 +112,21 @@ def record(workdir: str, folder: str, section: str) -> None:
   body = "\n\n".join(
     [table(results, config.get("words") or {}).strip(), *pictures]
   )
-  markdown.replace_section(os.path.join(folder, "README.md"), section, body)
+  with _alone(folder):
+    markdown.replace_section(os.path.join(folder, "README.md"), section, body)
   path = os.path.join(folder, f"results{suffix}.json")
-  files.write_text(path, json.dumps(small(results), allow_nan=False) + "\n")
+  files.write_text(path, json.dumps(results, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def _alone(folder: str) -> Generator[None]:
+  """Waits for other records that are written into the same README."""
+  opened = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(opened, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(opened)
 
 
 def _rounded(node):

@@ -69,8 +69,10 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
         f"arms.{name}.signal.live = True: a signal that is filtered, or a "
         "black box's, is stored; expected False"
       )
-  _teacher(settings["teacher"])
   replicates.check(settings)
+  sections = (one.settings["teacher"] for one in replicates.of(settings, ""))
+  for section in {section["path"]: section for section in sections}.values():
+    _teacher(section)
   tune.check(settings, groups, asks)
   return groups
 

@@ -201,7 +201,7 @@ class _Study:
       for one, teacher in zip(self.every, self._obtain(), strict=True):
         one.teacher = teacher
     for one in self.every:
-      warnings += check.with_the_teacher(self.settings, one.teacher)
+      warnings += check.with_the_teacher(one.of.settings, one.teacher)
       one.ask()
     return list(dict.fromkeys(warnings))
 

@@ -6,7 +6,9 @@ names changes from one replicate to the next; with a `count` for each name they
 are nested, the first outermost: so many splits, each with so many teachers.
 
 A replicate is the study with other seeds: its numbers are added to those of
-the config. Replicate 0 is the study without replicates, but for the draws.
+the config. Replicate 0 is the study without replicates, but for the draws. Its
+teacher is an earlier study's of the same number where `teacher.path` names
+that: `runs/OTHER/replicates/{replicate}/teacher`.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ if TYPE_CHECKING:  # this takes seconds to import
 # for each of the task's three parts.
 STRIDE = {"split": 1, "teacher": 1, "signal": 3}
 SEED = {"split": "task", "teacher": "teacher", "signal": "signal"}
+NUMBER = "{replicate}"  # in teacher.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,7 @@ def of(settings: Mapping[str, Any], folder: str) -> list[Replicate]:
     seeds = [first + s for s in range(each)]
     trials = [total * each + seed for seed in seeds]
     own = {n: STRIDE[n] * int(of[r]) for names, of in levels for n in names}
-    sections = {
+    changed = {
       name: {**settings[name], "seed": settings[name]["seed"] + own[n]}
       for n, name in SEED.items()
       if n in own
@@ -70,8 +73,11 @@ def of(settings: Mapping[str, Any], folder: str) -> list[Replicate]:
     if "signal" in own:
       draws = [settings["seed"] + shift] * each
     place = os.path.join(folder, "replicates", f"{r:03d}") if levels else folder
+    teacher = changed.get("teacher", settings["teacher"])
+    path = teacher["path"].replace(NUMBER, f"{r:03d}")
+    changed["teacher"] = {**teacher, "path": path}
     made.append(
-      Replicate(r, {**settings, **sections}, seeds, trials, draws, shift, place)
+      Replicate(r, {**settings, **changed}, seeds, trials, draws, shift, place)
     )
   return made
 
@@ -115,11 +121,11 @@ def check(settings: Mapping[str, Any]) -> None:
       f"each of replicates.vary = {vary!r}"
     )
   teacher = settings["teacher"]
-  if "teacher" in vary and (teacher["path"] or teacher["pretrained"]):
+  if "teacher" in vary and _is_given(teacher):
     key = "path" if teacher["path"] else "pretrained"
     raise UserError(
       f"replicates.vary = {vary!r}: the teacher of teacher.{key} is the same "
-      "always; expected replicates without 'teacher'"
+      f"always; expected replicates without 'teacher', or a path with {NUMBER}"
     )
   for name, arm in settings["arms"].items():
     if vary and arm["signal"]["path"]:
@@ -143,6 +149,13 @@ def check(settings: Mapping[str, Any]) -> None:
       )
 
 
+def _is_given(teacher: Mapping[str, Any]) -> bool:
+  """Whether all replicates have one teacher, which is not the study's own."""
+  return teacher["pretrained"] or (
+    bool(teacher["path"]) and NUMBER not in teacher["path"]
+  )
+
+
 def describe(
   settings: Mapping[str, Any], tasks: Sequence["Task"]
 ) -> dict[str, Any]:
@@ -156,8 +169,7 @@ def describe(
     tasks: of each replicate.
   """
   section, levels = settings["replicates"], _levels(settings)
-  vary, teacher = section["vary"], settings["teacher"]
-  given = bool(teacher["path"] or teacher["pretrained"])
+  vary, given = section["vary"], _is_given(settings["teacher"])
   is_fixed = {
     "split": "split" not in vary,
     "test set": "split" in vary and _one_test(tasks),

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from kd import config, study
 from kd.errors import UserError
-from kd.study import replicates
+from kd.study import check, replicates
 from kd.train import loop
 from tests.kd import small
 from tests.kd.study.phases_test import Workdir, comparable, options
@@ -79,6 +79,13 @@ class PlanTest(parameterized.TestCase):
     made.teacher.path = "somewhere/teacher"
     with self.assertRaisesRegex(UserError, "teacher.path is the same always"):
       replicates.check(config.resolve(made))
+    made.teacher.path = "runs/other/replicates/{replicate}/teacher"
+    settings = config.resolve(made)
+    replicates.check(settings)
+    paths = [r.settings["teacher"]["path"] for r in replicates.of(settings, "")]
+    self.assertEqual(paths[1], "runs/other/replicates/001/teacher")
+    with self.assertRaisesRegex(UserError, "other/replicates/000/teacher'"):
+      check.config_alone(settings)
     made.teacher.path = ""
     made.signal.path = "somewhere"
     with self.assertRaisesRegex(
