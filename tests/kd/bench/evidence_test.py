@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import absltest, parameterized
 from scipy import stats as sps
 
-from kd.bench import evidence
+from kd.bench import evidence, known
 from kd.evaluate import stats, verdict
 from tests.kd.report.studies import tables
 
@@ -23,10 +23,10 @@ SLACK = 3 * math.sqrt(0.05 * 0.95 / STUDIES)
 class ClaimsTest(parameterized.TestCase):
   @parameterized.parameters((0, 3, 5, 1.5), (8, 4, 5, 0.03), (0, 2, 10, 1.0))
   def test_are_those_of_a_verdict(self, kind, m, n, gap):
-    kind, rng = evidence.KINDS[kind], np.random.default_rng(0)
+    kind, rng = known.KINDS[kind], np.random.default_rng(0)
     x = kind.make(rng, (60, m, n))
     x[:, -1] += gap * rng.random((60, 1))
-    made = evidence.claims(x, kind.worth)
+    made = known.claims(x, kind.worth)
     arms = [f"arm{i}" for i in range(m)]
     said = []
     for study in x:
@@ -60,7 +60,7 @@ class ClaimsTest(parameterized.TestCase):
 class RatesTest(parameterized.TestCase):
   @parameterized.product(m=evidence.ARMS, n=evidence.UNITS)
   def test_of_equal_normal_arms(self, m, n):
-    made = evidence.simulate(evidence.KINDS[0], m, n, STUDIES)
+    made = known.simulate(known.KINDS[0], m, n, STUDIES)
     for rate in (made.apart.any(-1), (~made.kept).any(-1), made.named):
       self.assertLess(rate.mean(), 0.05 + SLACK)
     self.assertAlmostEqual(made.covered[:, 0].mean(), 0.95, delta=SLACK)
@@ -71,10 +71,10 @@ class RatesTest(parameterized.TestCase):
     delta = SLACK * math.sqrt(STUDIES / len(own))
     self.assertAlmostEqual(own.mean(), 0.95, delta=delta)
 
-  @parameterized.parameters(*evidence.KINDS[1:])
+  @parameterized.parameters(*known.KINDS[1:])
   def test_of_other_equal_arms(self, *kind):
     for n in (3, 10):
-      made = evidence.simulate(evidence.Kind(*kind), 3, n, STUDIES)
+      made = known.simulate(known.Kind(*kind), 3, n, STUDIES)
       for rate in (made.apart.any(-1), (~made.kept).any(-1), made.named):
         self.assertLess(rate.mean(), 0.05 + SLACK)
 
@@ -84,6 +84,14 @@ class RatesTest(parameterized.TestCase):
         nested, flat = numbers(cell)
         self.assertAlmostEqual(nested, 95, delta=100 * SLACK, msg=(r, s))
       self.assertLess(flat, 83)  # runs of a replicate are no evidence
+
+  @mock.patch.multiple(evidence, UNITS=(5,), ARMS=(2, 3, 11))
+  def test_of_unequal_arms(self):
+    rows = evidence.unequal(STUDIES)
+    for what, rate in rows[:-1]:
+      self.assertLess(float(rate), 5 + 100 * SLACK, what)
+    (skewed,) = (float(rate) for what, rate in rows if what == evidence.SKEWED)
+    self.assertGreater(skewed, 5 + 100 * SLACK)  # as the page warns
 
   def test_search(self):
     told, optimism, left = evidence.searched(200)
@@ -98,7 +106,7 @@ class PageTest(absltest.TestCase):
     page = pathlib.Path(folder, "p.md")
     page.write_text("<!-- simulated -->\n<!-- /simulated -->\n")
     small = dict(
-      UNITS=(3, 5), ARMS=(2, 3), REPLICATES=(4, 8), KINDS=evidence.KINDS[:1]
+      UNITS=(3, 5), ARMS=(2, 3), REPLICATES=(4, 8), KINDS=known.KINDS[:1]
     )
     self.enterContext(mock.patch.multiple(evidence, PAGE=str(page), **small))
     evidence.main(flags.FLAGS(["evidence", "--studies=100", "--write"]))
