@@ -89,7 +89,7 @@ def component_table(results: Results) -> list[Block]:
     [name, *(_sd(parts.get(k), metric, places) for k in names)]
     for name, parts in found.items()
   ]
-  unit = f" in {wording.unit(metric)}" if wording.unit(metric) else ""
+  unit = f", in {wording.unit(metric)}" if wording.unit(metric) else ""
   caption = (
     f"{wording.metric_title(metric, unit=False)}: what moves a difference, as "
     f"standard deviations{unit} with 95 % intervals. Of one run's difference "
