@@ -94,13 +94,16 @@ def nested(
 
 def _squares(x, depth):
   """Returns sums of squares [..., depth], their dfs and groups' sizes."""
-  shape = x.shape[x.ndim - depth :]
+  shape, whole = x.shape[x.ndim - depth :], tuple(range(-depth, 0))
+  rounding = 1e-12 * np.abs(x).max(axis=whole)
   sums, dofs, sizes = [], [], []
   for k in range(depth):
     inner = tuple(range(x.ndim - depth + k + 1, x.ndim))
     size = math.prod(shape[k + 1 :])
     means = x.mean(axis=inner)
     gaps = means - means.mean(axis=-1, keepdims=True)
+    least = rounding.reshape(*rounding.shape, *[1] * (k + 1))
+    gaps = np.where(np.abs(gaps) > least, gaps, 0.0)
     over = tuple(range(x.ndim - depth, gaps.ndim))
     sums.append(size * (gaps**2).sum(axis=over))
     dofs.append(math.prod(shape[:k]) * (shape[k] - 1))

@@ -69,11 +69,6 @@ class Design:
     """The unit of evidence, in a word."""
     return "replicate" if self.levels else "seed"
 
-  @property
-  def names(self) -> tuple[str, ...]:
-    """What a difference varies with, outermost first."""
-    return (*(level.name for level in self.levels), self.seed)
-
   def test_sets(self, units: int) -> int:
     """Counts the different test sets that `units` units were scored on."""
     one = "split" not in self.vary or "test set" in self.fixed

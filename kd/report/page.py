@@ -201,6 +201,8 @@ def _provenance(results, config, tree) -> list[Block]:
   command = " ".join(command) if isinstance(command, list) else command
   seeds = ", ".join(map(str, results["seeds"]))
   facts = [["evidence", str(provenance.pop("evidence", "run"))]]
+  if Design.of(results).levels:
+    facts.append(["units", wording.units(results)])
   facts += [["seeds", seeds], *([k, v] for k, v in wording.flat(provenance))]
   facts = [[k.replace("_", " "), v] for k, v in facts]
   blocks: list[Block] = [

@@ -185,7 +185,8 @@ def teacher_table(results: Results) -> list[Block]:
     places = registry.lookup(m).unit.digits
     text = wording.number(teacher[m], m, places)
     rows.append([wording.metric_title(m), text])
-  caption = "The teacher on the same test set."
+  mean = ", mean over replicates" if Design.of(results).levels else ""
+  caption = f"The teacher on the same test set{mean}."
   return [Heading("Teacher"), Table(caption, ["Metric", "Value"], rows)]
 
 

@@ -37,6 +37,12 @@ class NestedTest(parameterized.TestCase):
     self.assertAlmostEqual(found["seed"]["sd"] ** 2, within, 10)
     self.assertAlmostEqual(found["l0"]["sd"] ** 2, between, 10)
 
+  def test_rounding_is_no_spread_of_seeds(self):
+    d = np.repeat(np.random.default_rng(1).normal(size=4), 3)
+    found = components.of(d, design(4, 3))
+    self.assertEqual(list(found["seed"].values()), [0, 0, 0])
+    self.assertGreater(found["l0"]["low"], 0)
+
   def test_order_of_the_runs_does_not_matter(self):
     d = np.random.default_rng(2).normal(size=12)
     own = design(2, 3, 2)

@@ -15,7 +15,14 @@ from kd.errors import UserError
 from kd.evaluate import stats, verdict
 from kd.report import blocks, html, markdown, page
 from kd.report.blocks import Text
-from tests.kd.report.studies import EIGHT, Page, leave, synthetic, tables
+from tests.kd.report.studies import (
+  EIGHT,
+  REPLICATES,
+  Page,
+  leave,
+  synthetic,
+  tables,
+)
 
 CASES = {
   "two": {"gains": {"hard": 0.0, "soft": 0.01}, "seeds": 1},
@@ -25,6 +32,13 @@ CASES = {
   "null": {
     "gains": {"hard": 0.0, "soft[T=1]": 0.0, "a|b <i> & *c*": 0.0},
     "seeds": 5,
+  },
+  "nested": {
+    "gains": {"hard": 0.0, "soft": 0.02, "small": -0.1, "small soft": -0.05},
+    "strata": {"hard": "", "soft": ""}
+    | dict.fromkeys(("small", "small soft"), "90 examples"),
+    "replicates": REPLICATES,
+    "contrasts": ("small soft - small", "soft - hard within 0.03"),
   },
 }  # fmt: skip
 
@@ -117,6 +131,19 @@ class ReportTest(parameterized.TestCase):
     means = [float(row[1].split(" ")[0]) for row in rows[2:]]
     self.assertEqual(means, sorted(means, reverse=True))
     self.assertIn("diverged: seed 2 at step 140", by_arm["dist"][0])
+
+  def test_replicates_are_the_units_everywhere(self):
+    text = self.text("nested", "md")
+    for said in (
+      "for other splits and draws, and for this teacher",
+      "on accuracy with 90 examples, for other splits",
+      "mean ± standard deviation over 5 replicates of 2 seeds",
+      "| Arm | Budget | Accuracy (%) |",
+      "## Contrasts", "| equal within 3.00 points |", "### Every replicate",
+      "| Arm | Replicate 1 | Replicate 2 |", "single replicates (pale)",
+      "| units | 5 replicates of 2 seeds |", "## Variance components",
+    ):  # fmt: skip
+      self.assertIn(said, text)
 
   def test_provenance_and_signal_are_shown(self):
     text = self.text("eight", "md")
