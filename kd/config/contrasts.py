@@ -60,6 +60,24 @@ def parse(text: str, arms: Iterable[str]) -> Contrast:
   return Contrast(text, *sides, within)
 
 
+def check(texts: Iterable[str], arms: Iterable[str]) -> None:
+  """Checks a study's `contrasts`.
+
+  Raises:
+    UserError: of `parse`; or two are one, which would be corrected for twice.
+  """
+  arms, seen = list(arms), {}
+  for text in texts:
+    made = parse(text, arms)
+    key = frozenset((made.arm, made.other)), made.within
+    if other := seen.get(key):
+      raise UserError(
+        f"contrasts: {other!r} and {text!r} are one comparison; expected each "
+        "once"
+      )
+    seen[key] = text
+
+
 def _sides(text: str, arms: Sequence[str]) -> tuple[str, str] | None:
   """Splits at the first " - " that has two different arms on its sides."""
   parts = text.split(" - ")

@@ -66,8 +66,7 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
           key, target, family, name, swept, variants
         )
       }
-  for text in tree["contrasts"]:
-    contrasts.parse(text, arms)
+  contrasts.check(tree["contrasts"], arms)
   return {**tree, "arms": arms}
 
 

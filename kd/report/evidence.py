@@ -31,14 +31,16 @@ def contrast_table(results: Results) -> list[Block]:
     name = f"{code(contrast['arm'])} {wording.MINUS} {code(versus['baseline'])}"
     gap = wording.number(versus["difference"], metric, places, signed=True)
     said = claim(contrast, metric, places)
+    lost = versus.get("lost")
+    note = f"✕ {lost} run{'s' * (lost != 1)} lost" if lost else ""
     rows.append(
       [
-        Cell(name),
+        Cell(name, _within(contrast, metric, places)),
         Cell(
           gap, wording.interval(versus, metric, places), strong=said != "open"
         ),
         wording.p_value(versus["p"]),
-        said,
+        Cell(said, note) if note else said,
       ]
     )
   unit = f" ({wording.unit(metric)})" if wording.unit(metric) else ""
@@ -68,10 +70,17 @@ def claim(contrast: Mapping[str, Any], metric: str, places: int) -> str:
   if contrast["within"]:
     if not verdict.equivalent(contrast, metric):
       return "open"
-    margin = wording.number(contrast["within"], metric, places)
-    return f"equal within {margin} {wording.unit(metric)}".rstrip()
+    return f"equal {_within(contrast, metric, places)}"
   sign = verdict.told_apart(contrast["metrics"][metric])
   return {1: "higher", 0: "open", -1: "lower"}[sign]
+
+
+def _within(contrast: Mapping[str, Any], metric: str, places: int) -> str:
+  """Writes an equivalence's margin; '' where a difference is tested."""
+  if not contrast["within"]:
+    return ""
+  margin = wording.number(contrast["within"], metric, places)
+  return f"within {margin} {wording.unit(metric)}".rstrip()
 
 
 def component_table(results: Results) -> list[Block]:

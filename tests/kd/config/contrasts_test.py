@@ -2,7 +2,7 @@
 
 from absl.testing import absltest, parameterized
 
-from kd.config.contrasts import Contrast, parse
+from kd.config.contrasts import Contrast, check, parse
 from kd.errors import UserError
 
 ARMS = ("hard", "soft[T=4,rate=0.1]", "a - b", "a", "b", "x within 0.1")
@@ -31,6 +31,12 @@ class ParseTest(parameterized.TestCase):
   def test_no_margin(self, margin):
     with self.assertRaisesRegex(UserError, "contrasts: .*margin"):
       parse(f"hard - a within {margin}", ARMS)
+
+  def test_each_comparison_once(self):
+    check(["hard - a", "hard - a within 0.1", "hard - a within 0.2"], ARMS)
+    for text in ("hard - a", "a - hard"):
+      with self.assertRaisesRegex(UserError, "are one comparison"):
+        check(["hard - a", "hard - b", text], ARMS)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,21 @@ def rows(results):
   return [[cell.replace("`", "") for cell in row] for row in found[2:]]
 
 
+class ContrastTest(absltest.TestCase):
+  def test_a_row_says_its_margin_and_the_runs_that_are_lost(self):
+    results, _, _ = synthetic(
+      {"hard": 0.0, "soft": 0.01, "rank": 0.0},
+      contrasts=("soft - rank", "soft - rank within 0.03", "rank - hard"),
+      diverged={"soft": {"2": 140}},
+    )
+    (found,) = tables(markdown.write(evidence.contrast_table(results)))
+    first, second, third = found[2:]
+    self.assertEqual(first[0], "`soft` \N{MINUS SIGN} `rank`")
+    self.assertStartsWith(second[0], f"{first[0]}<br>within 3.0")
+    self.assertEqual(first[3], "open<br>✕ 1 run lost")
+    self.assertEqual(third[3], "open")
+
+
 class SearchTest(absltest.TestCase):
   def test_an_arm_says_of_a_point_the_keys_that_it_has(self):
     results, _, _ = study()
