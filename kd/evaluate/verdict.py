@@ -209,7 +209,8 @@ def _turns(versus: Mapping[str, Any], example: float) -> bool:
   would turn a difference that is told apart."""
   if not example:
     return False
-  n, factor = versus["n"], versus["p"] / versus["p_raw"]
+  n, p_raw = versus["n"], versus["p_raw"]
+  factor = versus["p"] / p_raw if p_raw else 1.0  # with many units p may be 0
   error = (versus["high"] - versus["low"]) / 2 / stats.quantile(n)
   left = max(abs(versus["difference"]) - example, 0.0)
   p = float(stats.p_values(np.asarray(left), np.asarray(error), n))

@@ -154,6 +154,12 @@ class JudgeTest(parameterized.TestCase):
       v = judge(values, baselines, worth=0.01, replicates=said)
       self.assertEqual((v.better, v.fragile), (("soft",), fragile))
 
+  def test_a_p_of_0(self):
+    d = 0.3 + 1e-5 * np.random.default_rng(0).normal(size=400)
+    values = {"hard": [0.5] * 400, "soft": (0.5 + d).tolist()}
+    v = judge(values, {"hard": None, "soft": "hard"}, worth=1e-6)
+    self.assertEqual((v.best, v.named, v.fragile), ("soft", True, ()))
+
   def test_equivalence(self):
     results = study(
       self.values, self.baselines,
