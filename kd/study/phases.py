@@ -129,7 +129,7 @@ def _require(settings: Mapping[str, Any], folder: str, first: int) -> None:
         f"{steps}; expected --phase=train:"
       )
     if settings["tune"]["budget"]:
-      tune.read(os.path.join(place, tune.FILE), settings)
+      tune.read(os.path.join(place, workdir.TRIALS), settings)
 
 
 def _sizes(task: Mapping[str, Any]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from absl import logging
 from kd.data.task import Task
 from kd.errors import out_of_memory
 from kd.evaluate import cost, scores
-from kd.study import transfer_sets, tune
+from kd.study import transfer_sets, tune, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
 from kd.teachers import answers, black_box, model
@@ -141,7 +141,7 @@ class Runs:
       }
 
     logging.info("%d trials of each arm", settings["tune"]["budget"])
-    path = os.path.join(self.of.folder, tune.FILE)
+    path = os.path.join(self.of.folder, workdir.TRIALS)
     self.search = tune.search(path, settings, trial)
     return at(self.search["choice"])
 

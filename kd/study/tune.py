@@ -33,7 +33,6 @@ from kd.errors import UserError
 from kd.train import arms
 from kd.train.arms import OPTIMIZER, Group
 
-FILE = "trials.json"  # in a replicate's folder
 RANGES = ("log", "uniform")
 NUMBER = rules.number()
 SPACE = (

@@ -23,6 +23,7 @@ from kd.errors import UserError, why
 from kd.objectives import terms
 from kd.train import checkpoint
 
+TRIALS = "trials.json"  # of a search, in a replicate's folder
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
@@ -137,10 +138,14 @@ def _stopped(folder: str, places: Sequence[str], phase: str) -> str:
   whence = "begins that phase again, with what is done of it"
   if phase in kept:
     steps = [checkpoint.newest(os.path.join(p, kept[phase])) for p in places]
-    begun = max((i for i, step in enumerate(steps) if step), default=0)
-    whence = f"goes on from step {steps[begun]}"
+    searched = [os.path.exists(os.path.join(p, TRIALS)) for p in places]
+    begun = [i for i, s in enumerate(steps) if s or searched[i]] or [0]
+    there = begun[-1]
+    whence = f"goes on from step {steps[there]}"
+    if phase == "train" and searched[there] and not steps[there]:
+      whence = "goes on with the trials"
     if len(places) > 1 and phase == "train":
-      whence += f" of replicate {begun}"
+      whence += f" of replicate {there}"
   return f"phase {phase} of {folder}; the same command {whence}"
 
 

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from kd import config, study
 from kd.errors import UserError
-from kd.study import check, tune
+from kd.study import check, tune, workdir
 from kd.train import loop
 from tests.kd import small
 from tests.kd.study.phases_test import Workdir, comparable, options
@@ -112,7 +112,7 @@ class PointsTest(parameterized.TestCase):
   )
   def test_a_damaged_file_of_scores_is_refused(self, text):
     folder = self.enterContext(tempfile.TemporaryDirectory())
-    path = os.path.join(folder, tune.FILE)
+    path = os.path.join(folder, workdir.TRIALS)
     pathlib.Path(path).write_text(text)
     with self.assertRaisesRegex(UserError, "not the scores of this study's 3"):
       tune.search(path, config.resolve(tuned()), mock.Mock())
@@ -168,6 +168,11 @@ class StudyTest(Workdir):
       study.run(tuned(), self.workdir)
     kept = json.loads(pathlib.Path(self.workdir, "trials.json").read_text())
     self.assertLen(kept["scores"]["hard"], 1)
+    places = [os.path.join(self.workdir, "none"), self.workdir]
+    self.assertRegex(
+      workdir._stopped(self.workdir, places, "train"),
+      "goes on with the trials of replicate 1",
+    )
     study.run(tuned(), self.workdir)
     self.assertEqual(comparable(self.workdir), comparable(whole))
 
