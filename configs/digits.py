@@ -5,7 +5,7 @@ see
 
   omit   all images but the 3s; `hard` learns their true labels, the others
          what the teacher says of them
-  small  110 images drawn for each seed, without labels (arms *_110), where
+  small  110 images drawn for each replicate, without labels (arms *_110), where
          `hard_110` learns the teacher's answers
 
 and arms differ in what they take from the teacher: its distribution (soft), the
@@ -15,7 +15,8 @@ votes, and the naive form, which ranks all classes and lets ties fall by index.
 
 Source: Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 3, on MNIST; the
 rankings' forms are ours.
-Command: python main.py [--config=configs/digits.py[:smoke]]
+Command: python main.py [--config=configs/digits.py[:tuned][,smoke]]
+`tuned` first searches each arm's temperature on validation.
 Expected: recall of 3 is 0 for hard, and most 3s are known to soft; soft_110 is
 above hard_110. Record and time: experiments/digits.
 """

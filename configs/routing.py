@@ -12,8 +12,9 @@ trained on the human labels of half of the train split answers for the other
 half, as JSONL (WORKDIR/teacher/answers.jsonl). The answers of any other teacher
 do as well:
 
-Command: python main.py --config=configs/routing.py[:smoke] \
-    [--config.teacher.path=answers.jsonl]
+Command: python main.py --config=configs/routing.py[:smoke]
+     or: python main.py --config=configs/routing.py:answers \
+             --config.teacher.path=answers.jsonl
 Needs requirements-data.txt (`make run STUDY=routing` installs it). Record, time
 and expected numbers: experiments/routing.
 """
@@ -26,8 +27,11 @@ K = 8
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  if arg not in ("", "smoke"):
-    raise ValueError(f"unknown argument {arg!r}: expected smoke or none")
+  words = [word for word in arg.split(",") if word]
+  if set(words) - {"answers", "smoke"}:
+    raise ValueError(
+      f"unknown argument {arg!r}: expected answers, smoke or none"
+    )
   config = defaults()
   config.study = "routing"
   config.question = (
@@ -55,8 +59,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     agree=(dict(name="agreement", low=0.6),),
     strict=(dict(name="agreement", low=0.9),),
   )
-  if arg == "smoke":
+  if words:  # answers are one draw of one teacher
     config.replicates = dict(count=1, vary=())
+    config.seeds = 5
+  if "smoke" in words:
     config.seeds = 2
     config.task.text_features = 512
     config.task.test = "test[:10%]"

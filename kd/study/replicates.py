@@ -21,6 +21,7 @@ import numpy as np
 
 from kd.config import sections
 from kd.errors import UserError
+from kd.teachers import answers
 
 if TYPE_CHECKING:  # this takes seconds to import
   from kd.data.task import Task
@@ -133,6 +134,11 @@ def check(settings: Mapping[str, Any]) -> None:
       f"each of replicates.vary = {vary!r}"
     )
   teacher = settings["teacher"]
+  if vary and answers.is_answers(teacher["path"]) and _is_given(teacher):
+    raise UserError(
+      f"replicates.vary = {vary!r}: the answers of teacher.path are one draw "
+      f"of one teacher; expected replicates.count = 1, or a path with {NUMBER}"
+    )
   if "teacher" in vary and _is_given(teacher):
     key = "path" if teacher["path"] else "pretrained"
     raise UserError(

@@ -85,6 +85,11 @@ class PlanTest(parameterized.TestCase):
     made.teacher.path = "somewhere/teacher"
     with self.assertRaisesRegex(UserError, "teacher.path is the same always"):
       replicates.check(config.resolve(made))
+    made.teacher.path = "answers.jsonl"
+    made.replicates.vary = ("split",)
+    with self.assertRaisesRegex(UserError, "one draw of one teacher"):
+      replicates.check(config.resolve(made))
+    made.replicates.vary = VARY
     made.teacher.path = "runs/other/replicates/{replicate}/teacher"
     settings = config.resolve(made)
     replicates.check(settings)
