@@ -84,6 +84,7 @@ def table(results: dict, words: Mapping[str, str]) -> str:
     *evidence.component_table(results),
     *evidence.search_table(results),
     *tables.variant_tables(results, look),
+    *tables.teacher_table(results),
     *tables.cost_tables(results),
     Text(
       f"Evidence: {made['evidence']}, on {made['device']} ({made['host']}), "
