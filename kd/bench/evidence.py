@@ -203,12 +203,14 @@ def searched(studies: int, n: int = 8) -> tuple[float, float, float]:
   def trial(which):
     return dict(zip(arms, scores[which[arms[0]]], strict=True))
 
+  settings = {
+    "arms": arms,
+    "tune": {"budget": TRIALS},
+    "evaluate": {"metric": "accuracy"},
+  }
   with tempfile.TemporaryDirectory() as folder:
-    found = tune.search(
-      os.path.join(folder, "trials.json"),
-      {"arms": arms, "tune": {"budget": TRIALS}},
-      trial,
-    )
+    path = os.path.join(folder, "trials.json")
+    found = tune.search(path, settings, trial)
   choice = np.array([found["choice"][arm] for arm in arms])
   at = choice, np.arange(len(arms))
   confirmed = truth[at] + rng.standard_normal(len(arms))
