@@ -15,7 +15,8 @@ BIN := $(VENV)/bin
 # where it has no teachers of its own, +WORKDIR of the study that has.
 RECORDS := few_labels=few_labels:results consistent=consistent:short \
   hinton2015=hinton2015:omit3 routing=routing:results top_k=top_k:results \
-  filetype=filetype:results digits=digits:results digits,tuned=digits:tuned
+  filetype=filetype:results digits=digits:results digits,tuned=digits:tuned \
+  digits,nested=digits:nested
 RECORDS_AFTER := consistent,long=consistent:long+consistent \
   hinton2015,table=hinton2015:table+hinton2015 \
   hinton2015,temperature=hinton2015:temperature+hinton2015 \

@@ -15,8 +15,10 @@ votes, and the naive form, which ranks all classes and lets ties fall by index.
 
 Source: Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 3, on MNIST; the
 rankings' forms are ours.
-Command: python main.py [--config=configs/digits.py[:tuned][,smoke]]
-`tuned` first searches each arm's temperature on validation.
+Command: python main.py [--config=configs/digits.py[:tuned|:nested][,smoke]]
+`tuned` first searches each arm's temperature on validation; `nested` has four
+splits, two teachers on each and two draws of each teacher's signal, to tell
+what the spread is made of.
 Expected: recall of 3 is 0 for hard, and most 3s are known to soft; soft_110 is
 above hard_110. Record and time: experiments/digits.
 """
@@ -28,10 +30,12 @@ from kd.config import defaults
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   words = [word for word in arg.split(",") if word]
-  if set(words) - {"smoke", "tuned"}:
-    raise ValueError(f"unknown argument {arg!r}: expected tuned, smoke or none")
+  if set(words) - {"smoke", "tuned", "nested"}:
+    raise ValueError(
+      f"unknown argument {arg!r}: expected tuned, nested, smoke or none"
+    )
   config = defaults()
-  config.study = "digits_tuned" if "tuned" in words else "digits"
+  config.study = "_".join(["digits", *(w for w in words if w != "smoke")])
   config.question = (
     "Can a student learn a digit that it never saw, from soft targets alone? "
     "And what is a ranking of sampled answers worth?"
@@ -93,6 +97,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if "tuned" in words:
     temperature = (1.0, 2.0, 4.0, 8.0)
     config.tune = dict(budget=4, space=dict(temperature=temperature))
+  if "nested" in words:
+    config.replicates.count = (4, 2, 2)
   if "smoke" in words:
     config.replicates.count = 2
     config.seeds = 1

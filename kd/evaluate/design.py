@@ -66,7 +66,9 @@ class Design:
 
   @property
   def unit(self) -> str:
-    """The unit of evidence, in a word."""
+    """The unit of evidence, in a word: of nested levels the outermost."""
+    if len(self.levels) > 1:
+      return self.levels[0].name
     return "replicate" if self.levels else "seed"
 
   def test_sets(self, units: int) -> int:

@@ -108,7 +108,7 @@ def component_table(results: Results) -> list[Block]:
     "when that alone is drawn anew; of test examples, when as many others are."
   )
   if design.test_sets(2) > 1:
-    caption += " A replicate's part holds that of its test examples."
+    caption += f" A {design.unit}'s part holds that of its test examples."
   columns = ["Difference", *(_title(k, design) for k in names)]
   table = Table(caption, columns, rows)
   return [Heading("Variance components"), table]

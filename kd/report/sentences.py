@@ -175,8 +175,13 @@ def how_tested(results: Mapping[str, Any]) -> str:
     if design.levels
     else ""
   )
+  if len(design.levels) > 1:
+    nested = (
+      f"Within each {of} are several of {listed(design.vary[1:])}, and runs "
+      f"that differ in {design.seed}: it counts as one, a mean of means. "
+    )
   test = (
-    "Each replicate has a test set of its own, of the same data. "
+    f"Each {of} has a test set of its own, of the same data. "
     if design.test_sets(2) > 1
     else "The test set is taken as given; what other test examples would move "
     "is among the components. "

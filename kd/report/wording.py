@@ -194,7 +194,8 @@ def units(results: Mapping[str, Any], n: int | None = None) -> str:
   if not design.levels:
     return text
   each = runs // every
-  return f"{text} of {each} seed" + ("" if each == 1 else "s")
+  run = "run" if len(design.levels) > 1 else "seed"
+  return f"{text} of {each} {run}" + ("" if each == 1 else "s")
 
 
 def stopping_rule(results: Mapping[str, Any]) -> str:

@@ -51,6 +51,22 @@ class VerdictTest(absltest.TestCase):
     self.assertIn("A replicate is a draw of the split and signal", how)
     self.assertIn("Each replicate has a test set of its own", how)
 
+  def test_nested_levels(self):
+    nested = REPLICATES | {
+      "count": [5, 2],
+      "levels": [
+        {"name": "split", "of": [i // 2 for i in range(10)]},
+        {"name": "signal", "of": list(range(10))},
+      ],
+    }
+    results, said = self.said(
+      gains={"hard": 0.0, "soft": 0.03}, replicates=nested
+    )
+    self.assertIn("on average over 5 splits of 2 runs (weights", said)
+    how = sentences.how_tested(results)
+    self.assertIn("evidence is the **split**", how)
+    self.assertIn("Within each split are several of signal, and runs", how)
+
   def test_splits_of_one_test_set(self):
     results, said = self.said(
       gains={"hard": 0.0, "soft": 0.03},
