@@ -27,7 +27,7 @@ class DesignTest(absltest.TestCase):
   def test_reads_results(self):
     design = Design.of({"replicates": NESTED})
     self.assertEqual(design.levels[1], Level("teacher", (0, 0, 1, 1) * 2))
-    self.assertEqual((design.unit, design.fixed), ("replicate", ("signal",)))
+    self.assertEqual((design.unit, design.fixed), ("split", ("signal",)))
     np.testing.assert_array_equal(design.units(8), [0] * 4 + [1] * 4)
     # Groups are numbered within the level around, whatever their ids.
     np.testing.assert_array_equal(design.paths[1], [0, 0, 1, 1, 2, 2, 3, 3])

@@ -287,7 +287,7 @@ class SignalTest(Workdir):
     self.addCleanup(process.kill)
     kept = {"teacher": "teacher/checkpoints", "train": "checkpoints"}.get(phase)
     while kept and process.poll() is None:
-      folder = pathlib.Path(self.workdir, kept)
+      folder = pathlib.Path(self.workdir, "replicates", "000", kept)
       if folder.exists() and any(p.name.isdigit() for p in folder.iterdir()):
         break
       time.sleep(0.05)
