@@ -69,6 +69,8 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
         f"arms.{name}.signal.live = True: a signal that is filtered, or a "
         "black box's, is stored; expected False"
       )
+  if replicates.NUMBER not in settings["teacher"]["path"]:
+    _teacher(settings["teacher"])
   replicates.check(settings)
   sections = (one.settings["teacher"] for one in replicates.of(settings, ""))
   for section in {section["path"]: section for section in sections}.values():
