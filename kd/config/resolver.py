@@ -5,7 +5,7 @@ Sweeps are expanded into arms, and every key is checked that the table of keys
 was found and what is accepted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -68,6 +68,22 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
       }
   contrasts.check(tree["contrasts"], arms)
   return {**tree, "arms": arms}
+
+
+def leaves(
+  tree: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, Any]]:
+  """Yields a tree's values, each with its dotted key.
+
+  >>> list(leaves({"train": {"steps": 9}, "seeds": 2}))
+  [('train.steps', 9), ('seeds', 2)]
+  """
+  for key, value in tree.items():
+    at = f"{path}.{key}" if path else str(key)
+    if isinstance(value, Mapping):
+      yield from leaves(value, at)
+    else:
+      yield at, value
 
 
 def tuples(tree: Any) -> Any:

@@ -8,11 +8,12 @@ differences in points.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from kd.config import leaves
 from kd.evaluate import registry
 from kd.evaluate.design import Design
 from kd.report.blocks import code
@@ -93,7 +94,7 @@ def space(node: Mapping[str, Any]) -> str:
   'temperature of 1, 4 and learning rate from 0.001 to 0.01 (log)'
   """
   said = []
-  for name, values in _leaves(node):
+  for name, values in leaves(node):
     if values[0] in ("log", "uniform"):
       how, low, high = values
       log = " (log)" if how == "log" else ""
@@ -233,7 +234,7 @@ def flat(node: Mapping[str, Any]) -> list[tuple[str, str]]:
   >>> flat({"versions": {"jax": "0.12"}, "wall_seconds": 61.24})
   [('versions.jax', '0.12'), ('wall_seconds', '61.2 s')]
   """
-  return [(k, plain(v, k)) for k, v in _leaves(node)]
+  return [(k, plain(v, k)) for k, v in leaves(node)]
 
 
 def plain(value: Any, key: str = "") -> str:
@@ -250,14 +251,3 @@ def plain(value: Any, key: str = "") -> str:
   if isinstance(value, list | tuple):
     return ", ".join(plain(v) for v in value) or "none"
   return str(value) or "none"
-
-
-def _leaves(
-  node: Mapping[str, Any], path: str = ""
-) -> Iterator[tuple[str, Any]]:
-  for key, value in node.items():
-    at = f"{path}.{key}" if path else str(key)
-    if isinstance(value, Mapping):
-      yield from _leaves(value, at)
-    else:
-      yield at, value

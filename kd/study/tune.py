@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from kd import files
-from kd.config import rules, sections
+from kd.config import leaves, rules, sections
 from kd.config.tuned import places
 from kd.errors import UserError
 from kd.train import arms
@@ -47,7 +47,7 @@ def points(tune: Mapping[str, Any]) -> list[dict[str, float]]:
   >>> points(dict(budget=2, space={"temperature": (1.0, 4.0)}))
   [{'temperature': 1.0}, {'temperature': 4.0}]
   """
-  space, budget = _flat(tune["space"]), tune["budget"]
+  space, budget = dict(leaves(tune["space"])), tune["budget"]
   choices = [v for v in space.values() if v[0] not in RANGES]
   if len(choices) == len(space) and math.prod(map(len, choices)) == budget:
     return [
@@ -61,16 +61,6 @@ def points(tune: Mapping[str, Any]) -> list[dict[str, float]]:
     {key: _at(space[key], u) for key, u in zip(space, row, strict=True)}
     for row in unit.tolist()
   ]
-
-
-def _flat(space: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-  """Returns a space's values by dotted key."""
-  flat: dict[str, Any] = {}
-  for key, found in space.items():
-    own = f"{path}{key}"
-    inside = isinstance(found, Mapping)
-    flat |= _flat(found, f"{own}.") if inside else {own: found}
-  return flat
 
 
 def _at(values: Sequence[Any], u: float) -> float:
@@ -92,12 +82,12 @@ def check(
     UserError: naming the key of the space.
   """
   tune = settings["tune"]
-  if bool(tune["budget"]) != bool(_flat(tune["space"])):
+  if bool(tune["budget"]) != bool(dict(leaves(tune["space"]))):
     raise UserError(
       f"tune.budget = {tune['budget']}: expected trials for tune.space = "
       f"{dict(tune['space'])}, or neither"
     )
-  for key, values in _flat(tune["space"]).items():
+  for key, values in leaves(tune["space"]):
     _check_values(f"tune.space.{key}", key, values)
     if not any(list(places(arm, key)) for arm in settings["arms"].values()):
       raise UserError(

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from kd import files, interrupts
+from kd.config import leaves
 from kd.errors import UserError, why
 from kd.objectives import terms
 from kd.train import checkpoint
@@ -159,7 +160,7 @@ def _of_the_same(
     found.get("config"), Mapping
   ):
     raise UserError(f"{path}: not a study's config")
-  ours, theirs = dict(_leaves(config)), dict(_leaves(found["config"]))
+  ours, theirs = (dict(leaves(c)) for c in (config, found["config"]))
   keys = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
   other = [
     k for k in keys if not k.startswith("evaluate.") and k != "contrasts"
@@ -173,14 +174,6 @@ def _of_the_same(
       f"another --workdir{mend}"
     )
   return found
-
-
-def _leaves(node, path=""):
-  if isinstance(node, Mapping):
-    for key, value in node.items():
-      yield from _leaves(value, f"{path}.{key}" if path else key)
-  else:
-    yield path, node
 
 
 def _command() -> str:
