@@ -22,7 +22,7 @@ from scipy import special
 
 from kd import files
 from kd.errors import UserError
-from kd.evaluate import components, stats
+from kd.evaluate import components, stats, verdict
 from kd.evaluate.design import Design
 
 SEEDS = (1, 2, 5, 10)
@@ -36,20 +36,12 @@ def comparisons(
   """Returns (arm, worth of a test example, comparison) of every two arms that
   are compared on the primary metric, and how many hypotheses are corrected
   together: an equivalence is one beside the difference of its arms."""
-  metric = results["metric"]
-  sides = [
-    (arm, entry["metrics"].get(metric, {}).get("versus_baseline"), None)
-    for arm, entry in results["arms"].items()
-  ]
-  asked = (results.get("contrasts") or {}).values()
-  sides += [(c["arm"], c["metrics"].get(metric), c["within"]) for c in asked]
-  found, family = {}, set()
-  for arm, versus, within in sides:
-    if versus:
-      two = frozenset((arm, versus["baseline"]))
-      worth = results["arms"][arm]["metrics"][metric].get("worth", 0.0)
-      found.setdefault(two, (arm, worth, versus))
-      family.add((two, within))
+  metric, found, family = results["metric"], {}, set()
+  for arm, versus, within in verdict.comparisons(results):
+    two = frozenset((arm, versus["baseline"]))
+    worth = results["arms"][arm]["metrics"][metric].get("worth", 0.0)
+    found.setdefault(two, (arm, worth, versus))
+    family.add((two, within))
   return list(found.values()), len(family)
 
 

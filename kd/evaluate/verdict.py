@@ -6,7 +6,7 @@ Reads what results.json holds. Imports no jax.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,20 @@ class Verdict:
   set_aside: tuple[str, ...] = ()
   ahead: tuple[str, ...] = ()
   fragile: tuple[str, ...] = ()
+
+
+def comparisons(
+  results: Mapping[str, Any],
+) -> Iterator[tuple[str, Mapping[str, Any], float | None]]:
+  """Yields (arm, comparison, margin) of what is compared on the primary metric:
+  each arm with its baseline, then the contrasts."""
+  metric = results["metric"]
+  for arm, entry in results["arms"].items():
+    if versus := entry["metrics"].get(metric, {}).get("versus_baseline"):
+      yield arm, versus, None
+  for contrast in (results.get("contrasts") or {}).values():
+    if versus := contrast["metrics"].get(metric):
+      yield contrast["arm"], versus, contrast["within"]
 
 
 def told_apart(versus: Mapping[str, Any] | None) -> int:

@@ -1,7 +1,7 @@
 """A report's tables of contrasts, of variance components and of a search."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -86,11 +86,12 @@ def _within(contrast: Mapping[str, Any], metric: str, places: int) -> str:
 def component_table(results: Results) -> list[Block]:
   """Sets out what the spread of each difference is made of."""
   metric, design = results["metric"], Design.of(results)
-  found = {
-    name: versus["components"]
-    for name, versus in comparisons(results)
-    if versus.get("components")
-  }
+  found: dict[str, Mapping[str, Any]] = {}
+  for arm, versus, _ in verdict.comparisons(results):
+    if versus.get("components"):
+      other = code(versus["baseline"])
+      name = f"{code(arm)} {wording.MINUS} {other}"
+      found.setdefault(name, versus["components"])
   names = list(dict.fromkeys(k for parts in found.values() for k in parts))
   names.sort(key=lambda k: k == components.TEST)
   if not names:
@@ -165,22 +166,6 @@ def _chosen(results: Results, arm: str) -> str:
   if len(found) == 1:
     return next(iter(found))
   return "; ".join(f"{text} ({n})" for text, n in found.most_common())
-
-
-def comparisons(results: Results) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  """Yields each comparison on the primary metric with its name."""
-  metric = results["metric"]
-  asked = (results.get("contrasts") or {}).values()
-  sides = [
-    (arm, entry["metrics"].get(metric, {}).get("versus_baseline"))
-    for arm, entry in results["arms"].items()
-  ]
-  sides += [(c["arm"], c["metrics"].get(metric)) for c in asked]
-  seen = set()
-  for arm, versus in sides:
-    if versus and (arm, versus["baseline"]) not in seen:
-      seen.add((arm, versus["baseline"]))
-      yield f"{code(arm)} {wording.MINUS} {code(versus['baseline'])}", versus
 
 
 def _title(name: str, design: Design) -> str:
