@@ -69,12 +69,12 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
         f"arms.{name}.signal.live = True: a signal that is filtered, or a "
         "black box's, is stored; expected False"
       )
-  if replicates.NUMBER not in settings["teacher"]["path"]:
+  of_each = replicates.NUMBER in settings["teacher"]["path"]
+  if not of_each:
     _teacher(settings["teacher"])
   replicates.check(settings)
-  sections = (one.settings["teacher"] for one in replicates.of(settings, ""))
-  for section in {section["path"]: section for section in sections}.values():
-    _teacher(section)
+  for one in replicates.of(settings, "") if of_each else ():
+    _teacher(one.settings["teacher"])
   tune.check(settings, groups, asks)
   return groups
 
