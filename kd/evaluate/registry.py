@@ -229,6 +229,15 @@ def direction(name: str) -> int:
   raise UserError(f"metric {name!r}: no known good direction; have {known}")
 
 
+def selection(metric: str) -> str:
+  """Returns whose weights a metric scores: "best" on validation, or "last".
+
+  >>> selection("accuracy"), selection("nll_best")
+  ('last', 'best')
+  """
+  return "best" if metric.endswith("_best") else "last"
+
+
 def names(num_classes: int, shift: bool, black_box: bool = False) -> list[str]:
   """Returns the metrics that a study has, of which one is primary.
 

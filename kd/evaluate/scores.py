@@ -208,7 +208,7 @@ def arm(
   logits = logits_of(group, state.weights, inputs, task, batch)
   best = logits_of(group, state.best, inputs, task, batch)
   rows = [score(x) for x in logits]
-  judged = list(best if metric.endswith("_best") else logits)
+  judged = list(best if registry.selection(metric) == "best" else logits)
   for row, x in zip(rows, best, strict=True):
     row |= {
       f"{k}_best": v

@@ -201,9 +201,8 @@ def units(results: Mapping[str, Any], n: int | None = None) -> str:
 
 def stopping_rule(results: Mapping[str, Any]) -> str:
   """Says whose weights the primary metric scores."""
-  last = results.get("selection", "last") == "last"
-  last = last and not results["metric"].endswith("_best")
-  step = "last step" if last else "best step on validation"
+  found = results.get("selection"), registry.selection(results["metric"])
+  step = "best step on validation" if "best" in found else "last step"
   return f"weights of the {step}"
 
 

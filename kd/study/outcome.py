@@ -10,8 +10,6 @@ from kd.evaluate import registry, stats
 from kd.evaluate.design import Design
 from kd.evaluate.scores import Scored
 
-Value = float | None
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -30,7 +28,7 @@ class Outcome:
   """
 
   seeds: Sequence[int]
-  teacher: Mapping[str, Value]
+  teacher: Mapping[str, stats.Value]
   teacher_reliability: Mapping[str, list] | None
   arms: Mapping[str, Scored]
   diverged: Mapping[str, np.ndarray]
@@ -82,7 +80,7 @@ def results(
   return {
     "study": settings["study"],
     "metric": metric,
-    "selection": "best" if metric.endswith("_best") else "last",
+    "selection": registry.selection(metric),
     **{k: facts[k] for k in ("replicates", "tune") if k in facts},
     "teacher": {
       m: _mean([s.teacher[m] for s in scored]) for m in first.teacher
@@ -123,7 +121,7 @@ def _strata(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
   }
 
 
-def _mean(values: Sequence[Value]) -> Value:
+def _mean(values: Sequence[stats.Value]) -> stats.Value:
   """Returns the mean over replicates, None where one has no value."""
   known = [v for v in values if v is not None]
   return float(np.mean(known)) if len(known) == len(values) else None

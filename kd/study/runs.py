@@ -11,7 +11,7 @@ from absl import logging
 
 from kd.data.task import Task
 from kd.errors import out_of_memory
-from kd.evaluate import cost, scores
+from kd.evaluate import cost, registry, scores
 from kd.study import transfer_sets, tune, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
@@ -117,7 +117,7 @@ class Runs:
   ) -> Sequence[arms.Group]:
     """Returns the arms as their search chose them."""
     settings, setup = self.of.settings, self.setup(self.of.trials)
-    best = tune.selection(settings) == "best"
+    best = registry.selection(settings["evaluate"]["metric"]) == "best"
     at = functools.partial(
       tune.at,
       settings,

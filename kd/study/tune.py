@@ -30,6 +30,7 @@ from kd import files
 from kd.config import leaves, rules, sections
 from kd.config.tuned import places
 from kd.errors import UserError
+from kd.evaluate import registry
 from kd.train import arms
 from kd.train.arms import OPTIMIZER, Group
 
@@ -207,7 +208,7 @@ def search(
   """
   names, budget = list(settings["arms"]), settings["tune"]["budget"]
   found: dict[str, Any] = {
-    "selection": selection(settings),
+    "selection": registry.selection(settings["evaluate"]["metric"]),
     "scores": {name: [] for name in names},
   }
   if os.path.exists(path):
@@ -221,12 +222,6 @@ def search(
     found["choice"] = {n: int(np.argmax(s)) for n, s in found["scores"].items()}
     files.write_json(path, found)
   return found
-
-
-def selection(settings: Mapping[str, Any]) -> str:
-  """Returns whose validation accuracy decides: "best", or "last" weights."""
-  metric = settings["evaluate"]["metric"]
-  return "best" if metric.endswith("_best") else "last"
 
 
 def read(path: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,12 +252,13 @@ def read(path: str, settings: Mapping[str, Any]) -> dict[str, Any]:
       f"{path}: not the scores of this study's {budget} trials; expected what "
       "the search wrote, or no such file, and it is made again"
     )
-  by, ours = found.get("selection"), selection(settings)
+  by, metric = found.get("selection"), settings["evaluate"]["metric"]
+  ours = registry.selection(metric)
   if by not in (None, ours):
     raise UserError(
       f"{path}: the search chose by the {by} weights, evaluate.metric = "
-      f"{settings['evaluate']['metric']!r} is of the {ours}; expected a metric "
-      "of the same, or another --workdir"
+      f"{metric!r} is of the {ours}; expected a metric of the same, or another "
+      "--workdir"
     )
   return found
 
