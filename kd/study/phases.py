@@ -34,7 +34,7 @@ from kd.study import (
 )
 from kd.study.check import PHASES
 from kd.study.runs import Runs
-from kd.teachers import model
+from kd.teachers import model, training
 from kd.train import arms, checkpoint, coverage, loop, program
 from kd.train.batches import Setup
 from kd.train.logs import Metrics
@@ -220,7 +220,7 @@ class _Study:
     lower = {"teacher.train.batch_size": train["batch_size"]}
     try:
       with runs.memory(settings, "training the teacher", lower):
-        return model.obtain(
+        return training.obtain(
           [one.wanted() for one in self.every],
           batch=settings["evaluate"]["batch_size"],
           on_log=log,

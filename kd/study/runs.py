@@ -15,7 +15,7 @@ from kd.evaluate import cost, registry, scores
 from kd.study import transfer_sets, tune, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
-from kd.teachers import answers, black_box, model
+from kd.teachers import answers, black_box, model, training
 from kd.train import arms, loop
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
@@ -55,10 +55,10 @@ class Runs:
   def _batch(self) -> int:
     return self.of.settings["evaluate"]["batch_size"]
 
-  def wanted(self) -> model.Wanted:
-    """Returns what is asked of kd.teachers.model."""
+  def wanted(self) -> training.Wanted:
+    """Returns what is asked of kd.teachers.training."""
     folder = os.path.join(self.of.folder, "teacher")
-    return model.Wanted(self.of.settings["teacher"], self.task, folder)
+    return training.Wanted(self.of.settings["teacher"], self.task, folder)
 
   def ask(self) -> None:
     """Asks a black box, where the teacher is one."""

@@ -185,7 +185,7 @@ class StudyTest(Workdir):
     for r, of in enumerate(replicates.of(config.resolve(made), "")):
       task, place = load(of.settings["task"]), f"replicates/{r:03d}/teacher"
       one, other = (
-        model._load(os.path.join(folder, place), task).weights
+        model.load(os.path.join(folder, place), task).weights
         for folder in (self.workdir, waves)
       )
       chex.assert_trees_all_close(one, other, rtol=1e-4, atol=1e-6)
