@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
 
-from kd.bench.training import seconds
+from kd.bench.training import in_turn
 from kd.models import cnn
 from kd.report import markdown
 
@@ -64,13 +64,10 @@ def measure(
     kind: steps(convolve, channels, batch, count)
     for kind, convolve in KINDS.items()
   }
-  times: dict[str, list[float]] = {kind: [] for kind in ways}
   for run in ways.values():
     run()  # compiled
-  for _ in range(repeats):
-    for kind, run in ways.items():
-      times[kind].append(seconds(run) / count)
-  return {kind: statistics.median(t) for kind, t in times.items()}
+  times = in_turn(ways, repeats)
+  return {kind: statistics.median(t) / count for kind, t in times.items()}
 
 
 def table(

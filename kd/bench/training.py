@@ -25,7 +25,7 @@ import functools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -64,6 +64,17 @@ def seconds(run: Callable[[], Any]) -> float:
   return time.perf_counter() - began
 
 
+def in_turn(
+  ways: Mapping[str, Callable[[], Any]], repeats: int
+) -> dict[str, list[float]]:
+  """Times each way in turn, so that ratios hold on a noisy machine."""
+  times: dict[str, list[float]] = {way: [] for way in ways}
+  for _ in range(repeats):
+    for way, run in ways.items():
+      times[way].append(seconds(run))
+  return times
+
+
 def measure(
   hidden: tuple[int, ...], repeats: int, size: Size
 ) -> dict[str, Any]:
@@ -80,11 +91,11 @@ def measure(
   _, chosen = in_one_program(hidden, "auto", size)
   scale = {way: len(TEMPERATURES) if way in loops else 1 for way in ways}
   first = {way: scale[way] * seconds(run) for way, run in ways.items()}
-  times: dict[str, list[float]] = {way: [] for way in ways}
   count = max(1, min(repeats, int(SECONDS / sum(first.values()))))
-  for _ in range(count):
-    for way, run in ways.items():
-      times[way].append(scale[way] * seconds(run))
+  times = {
+    way: [scale[way] * t for t in taken]
+    for way, taken in in_turn(ways, count).items()
+  }
   auto = times["map" if chosen == "one after another" else "vmap"]
 
   def ratio(way):
@@ -143,10 +154,7 @@ def measure_classes(classes: int, repeats: int, size: Size) -> dict[str, Any]:
       WIDTH, "vmap", size, classes=classes, fused_from=first
     )
     ways[way]()  # compiled
-  times: dict[str, list[float]] = {way: [] for way in ways}
-  for _ in range(repeats):
-    for way, run in ways.items():
-      times[way].append(seconds(run))
+  times = in_turn(ways, repeats)
   pairs = zip(times["kernels"], times["logits"], strict=True)
   return {
     "classes": classes,
