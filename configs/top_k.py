@@ -71,8 +71,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       objective="frequencies", samples=sweep(8, 32, 128), temperature=1.0
     ),
   )
-  # K draws hold fewer distinct classes than K (docs/top_k.md): about 3.6, 7.5
-  # and 14.2 here, so that 32 of them are to be set beside the top 8.
+  # K draws hold fewer distinct classes than K: 32 of them about as many as the
+  # top 8 (experiments/LOG.md), which are to be set beside each other.
   config.contrasts = (
     "sampled[samples=32] - bucket[k=8]",
     "sampled[samples=32] - zero[k=8]",

@@ -78,8 +78,8 @@ class CNN(nnx.Module):
 def convolution(x_BxHxWxC, kernel_RxSxCxD, *args, **keys) -> Array:
   """Computes a 2-D convolution of stride 1 that keeps an image's size.
 
-  On a CPU as one product over patches: in a loop over steps XLA's own takes ten
-  times as long there, forward and backward (docs/performance.md).
+  On a CPU as one product over patches: in a loop over steps XLA's own takes
+  many times as long there, forward and backward (docs/performance.md).
 
   Args:
     x_BxHxWxC: images.
