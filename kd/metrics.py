@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from kd import objectives
+from kd.signals import TopK
 
 
 def accuracy(
@@ -30,14 +31,15 @@ def accuracy(
 
 def agreement(
   student: Float[ArrayLike, "... V"],
-  teacher: Float[ArrayLike, "... V"] | Int[ArrayLike, "..."],
+  teacher: Float[ArrayLike, "... V"] | Int[ArrayLike, "..."] | TopK,
 ) -> Float[Array, ""]:
   """Returns the fraction where student and teacher give the same answer.
 
   Args:
     student: logits or probabilities.
-    teacher: logits or probabilities [..., V], or its answers [...] as integers;
-      an answer below 0 is none, and that example is left out.
+    teacher: logits or probabilities [..., V], or its likeliest classes, or its
+      answers [...] as integers; an answer below 0 is none, and that example is
+      left out.
 
   Returns:
     A fraction; NaN where the teacher gave no answer at all.
@@ -47,6 +49,7 @@ def agreement(
   >>> print(agreement(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0])))
   0.5
   """
+  teacher = teacher.answer if isinstance(teacher, TopK) else teacher
   teacher = jnp.asarray(teacher)
   if teacher.ndim == jnp.ndim(student):
     same = _right(student, jnp.argmax(teacher, axis=-1))
@@ -134,11 +137,23 @@ def ece(
   >>> print(f"{ece(np.array([[0.7, 0.3], [0.3, 0.7]]), np.array([0, 0])):.4f}")
   0.2000
   """
+  p = _float32(probs)
+  error = calibration_error(
+    jnp.max(p, axis=-1).ravel(), _right(p, labels).ravel(), bins, equal_mass
+  )
+  return _where(_are_probs(p), error)
+
+
+def calibration_error(
+  confidence: Float[ArrayLike, " N"],
+  correct: Float[ArrayLike, " N"],
+  bins: int = 15,
+  equal_mass: bool = False,
+) -> Float[Array, ""]:
+  """Returns `ece` from confidences, and whether each answer is right (0, 1)."""
   if bins < 1:
     raise ValueError(f"ece: bins is {bins}; accepted: 1 or more")
-  p = _float32(probs)
-  confidence = jnp.max(p, axis=-1).ravel()
-  correct = _right(p, labels).ravel()
+  confidence, correct = _float32(confidence), _float32(correct)
   size = confidence.size
   if equal_mass:
     order = jnp.argsort(confidence)
@@ -150,7 +165,7 @@ def ece(
   else:
     which = bin_of(confidence, bins)
   gaps = jnp.bincount(which, correct - confidence, length=bins)
-  return _where(_are_probs(p), jnp.sum(jnp.abs(gaps)) / size)
+  return _where(jnp.isfinite(confidence), jnp.sum(jnp.abs(gaps)) / size)
 
 
 def bin_of(confidence: Float[ArrayLike, "..."], bins: int) -> Int[Array, "..."]:
@@ -251,17 +266,22 @@ def recall_per_class(
 
 def kl_to_teacher(
   student_logits: Float[ArrayLike, "... V"],
-  teacher_logits: Float[ArrayLike, "... V"],
+  teacher_logits: Float[ArrayLike, "... V"] | TopK,
 ) -> Float[Array, ""]:
   """Returns the mean KL(teacher || student) at T = 1, in nats.
 
   It is infinite where the student rules out (a logit of -inf) what the teacher
-  does not.
+  does not. Of a teacher whose K likeliest classes are known alone (TopK, kept
+  at T = 1), the others are one class on both sides, and the KL a lower bound.
 
   >>> print(f"{kl_to_teacher(np.log([[0.25, 0.75]]), np.zeros((1, 2))):.4f}")
   0.1438
   """
-  student, teacher = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
+  student = jnp.asarray(student_logits)
+  if isinstance(teacher_logits, TopK):
+    top = teacher_logits
+    return jnp.mean(objectives.top_k(student, top.ids, top.log_probs, 1.0))
+  teacher = jnp.asarray(teacher_logits)
   loss = jnp.mean(objectives.soft(student, teacher, 1.0))
   # There the divergence's own value is a number of the order of 1e30.
   absent = jnp.isneginf(student) & (jax.nn.softmax(teacher) > 0)

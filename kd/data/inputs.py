@@ -28,8 +28,9 @@ class Form:
     input_key: the record's key of the input.
     label_key: the record's key of the label.
     shape: of one packed input.
-    dtype: of packed inputs: uint8 or float32.
-    scale: what the step multiplies inputs with, to get them to about 0..1.
+    dtype: of packed inputs: uint8 or float32; int32 of tokens.
+    scale: what the step multiplies inputs with, to get them to about 0..1; None
+      leaves them as they are.
     pack: stacks n inputs to an array [n, *shape].
     encoded: whether `pack` takes the bytes of an image file, not what TFDS
       decodes from them: TFDS leaves grey images among coloured ones.
@@ -40,7 +41,7 @@ class Form:
   label_key: str
   shape: tuple[int, ...]
   dtype: type[np.generic]
-  scale: float
+  scale: float | None
   pack: Callable[[Sequence[Any]], np.ndarray]
   encoded: bool = False
   text: bool = False

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from kd.data.inputs import Form
 from kd.data.order import stream
@@ -28,7 +28,7 @@ SAMPLE = 1024  # inputs of each split that the fingerprint reads
 class Split:
   """Random access to one part of a task; decodes what is asked for.
 
-  Positions count from 0 within the part. `arrays` and `labels` are read once
+  Rows count from 0 within the part. `arrays` and `labels` are read once
   and kept, as read-only arrays. A subclass says how one record is read.
   """
 
@@ -44,6 +44,7 @@ class Split:
     self._form = form
     self._label = label
     self._labels: np.ndarray | None = None
+    self._counts: np.ndarray | None = None
     self._arrays: tuple[np.ndarray, np.ndarray] | None = None
 
   def _example(self, position: int, decode: bool) -> Mapping[str, Any]:
@@ -95,6 +96,10 @@ class Split:
     key = self._form.label_key
     labels = (self._example(i, False)[key] for i in range(len(self)))
     return self._keep_labels(np.fromiter(labels, np.int32, len(self)))
+
+  def counts(self) -> Bool[np.ndarray, " N"] | None:
+    """Returns which labels count, of texts; None where all do."""
+    return self._counts
 
   def groups(self, key: str) -> Int32[np.ndarray, " N"]:
     """Numbers what records hold under `key`: equal ones are one group."""
@@ -156,6 +161,9 @@ def joined(parts: Sequence[Split]) -> Split:
   inputs, labels = zip(*(part.arrays() for part in parts), strict=True)
   whole._arrays = np.concatenate(inputs), np.concatenate(labels)
   whole._labels = whole._arrays[1]
+  counts = [part.counts() for part in parts]
+  known = [c for c in counts if c is not None]
+  whole._counts = np.concatenate(known) if known else None
   return whole
 
 
@@ -170,14 +178,15 @@ class Task:
     class_names: V names.
     input_shape: of one example, as the model sees it.
     scale: what the step multiplies inputs with: 1/255 for 8-bit images, 1 for
-      text vectors and tensors.
+      text vectors and tensors; None for tokens.
     train: what students (and the teacher) learn from.
     validation: for choices.
     test: for reporting.
     resident: whether the inputs belong on the device as a whole.
     slices: the config's slices and the seed of the shuffle they cut.
-    test_groups: int [N of test], which of its examples belong together; None
-      where each stands for itself.
+    test_groups: int [N of test], which of its labels belong together, as those
+      of a text do; None where each stands for itself.
+    positions: L, the labels of an example: 1, or those of a row of tokens.
   """
 
   name: str
@@ -185,13 +194,14 @@ class Task:
   num_classes: int
   class_names: tuple[str, ...]
   input_shape: tuple[int, ...]
-  scale: float
+  scale: float | None
   train: Split
   validation: Split
   test: Split
   resident: bool
   slices: tuple[str, ...]
   test_groups: np.ndarray | None = None
+  positions: int = 1
 
   @property
   def signature(self) -> Signature:

@@ -13,7 +13,7 @@ validation split; what ends in `_seconds` is a time.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,13 +23,20 @@ from kd.errors import UserError
 RECALLS_UP_TO = 100  # classes; with more, a value for each is left out
 
 
-class Run(NamedTuple):
-  """What a metric of N test examples and V classes is computed from."""
+class Position(NamedTuple):
+  """What a metric of one label is computed from: an example's, or a token's."""
 
-  logits: Any  # [N, V], the student's
-  probs: Any  # [N, V], their softmax
-  labels: Any  # [N]
-  teacher: Any  # logits [N, V]; or answers [N], -1 where it gave none; or None
+  logits: Any  # [V], the student's
+  probs: Any  # [V], their softmax
+  label: Any
+  teacher: Any  # logits [V], or top-k; or an answer, -1 for none; or None
+
+
+class Run(NamedTuple):
+  """What is known of a run: a value for each of N labels, NaN where none is."""
+
+  each: Mapping[str, np.ndarray]  # a metric's values [N], and `confidence`
+  labels: np.ndarray
   bins: int  # of a calibration error
   num_classes: int
 
@@ -56,8 +63,10 @@ class Metric:
     words: its name in a report.
     unit: of its values.
     better: +1 where higher is better, -1 where lower is, 0 where neither.
-    value: (kd.metrics, Run) -> a scalar, or one for each class, NaN where it
-      cannot be told; None for what is not computed from a run's logits.
+    each: (kd.metrics, Position) -> the value of one label, of which the metric
+      is the mean; NaN where it cannot be told.
+    value: (kd.metrics, Run) -> what is no such mean: a scalar, or one for each
+      class. What has neither is not computed from a run's logits.
     reads: what must be there beside labels: "" (nothing), "teacher" (its
       logits or its answers) or "logits" (of the teacher; not of a black box).
     shown: "first" in the figure of differences and the results' table, "table"
@@ -71,6 +80,7 @@ class Metric:
   words: str
   unit: Unit = PLAIN
   better: int = 0
+  each: Callable[[Any, Position], Any] | None = None
   value: Callable[[Any, Run], Any] | None = None
   reads: str = ""
   shown: str = "rest"
@@ -78,12 +88,16 @@ class Metric:
   over_examples: str = ""
 
 
+def _share(right: np.ndarray) -> float:
+  return float(np.mean(right)) if right.size else float("nan")
+
+
 METRICS: dict[str, Metric] = {
   "accuracy": Metric(
     "accuracy",
     PERCENT,
     +1,
-    lambda metrics, run: metrics.accuracy(run.logits, run.labels),
+    lambda metrics, at: metrics.accuracy(at.logits, at.label),
     shown="first",
     over_examples="counts",
   ),
@@ -91,9 +105,10 @@ METRICS: dict[str, Metric] = {
     "recall",
     PERCENT,
     +1,
-    lambda metrics, run: metrics.recall_per_class(
-      run.probs, run.labels, run.num_classes
-    ),
+    value=lambda metrics, run: [
+      _share(run.each["accuracy"][run.labels == c])
+      for c in range(run.num_classes)
+    ],
     per_class=True,
     over_examples="counts",
   ),
@@ -101,7 +116,7 @@ METRICS: dict[str, Metric] = {
     "agreement",
     PERCENT,
     +1,
-    lambda metrics, run: metrics.agreement(run.logits, run.teacher),
+    lambda metrics, at: metrics.agreement(at.logits, at.teacher),
     reads="teacher",
     shown="table",
     over_examples="counts",
@@ -110,7 +125,7 @@ METRICS: dict[str, Metric] = {
     "NLL",
     NATS,
     -1,
-    lambda metrics, run: metrics.nll_from_logits(run.logits, run.labels),
+    lambda metrics, at: metrics.nll_from_logits(at.logits, at.label),
     shown="first",
     over_examples="mean",
   ),
@@ -118,14 +133,16 @@ METRICS: dict[str, Metric] = {
     "ECE",
     PLAIN,
     -1,
-    lambda metrics, run: metrics.ece(run.probs, run.labels, run.bins),
+    value=lambda metrics, run: metrics.calibration_error(
+      run.each["confidence"], run.each["accuracy"], run.bins
+    ),
     shown="first",
   ),
   "kl_to_teacher": Metric(
     "KL to teacher",
     NATS,
     -1,
-    lambda metrics, run: metrics.kl_to_teacher(run.logits, run.teacher),
+    lambda metrics, at: metrics.kl_to_teacher(at.logits, at.teacher),
     reads="logits",
     shown="table",
     over_examples="mean",
@@ -134,7 +151,7 @@ METRICS: dict[str, Metric] = {
     "Brier",
     PLAIN,
     -1,
-    lambda metrics, run: metrics.brier(run.probs, run.labels),
+    lambda metrics, at: metrics.brier(at.probs, at.label),
     over_examples="mean",
   ),
   # Not of a run's logits: a choice made on validation, and what a black box
@@ -249,7 +266,7 @@ def names(num_classes: int, shift: bool, black_box: bool = False) -> list[str]:
   computed = {
     k: m
     for k, m in METRICS.items()
-    if m.value and not (black_box and m.reads == "logits")
+    if (m.each or m.value) and not (black_box and m.reads == "logits")
   }
   whole = [k for k, m in computed.items() if not m.per_class]
   classes = range(num_classes if num_classes <= RECALLS_UP_TO else 0)

@@ -2,7 +2,8 @@
 
 Every number is of one run; means, intervals and tests are made of them in
 kd.evaluate.stats. Choices (the best weights, a shift of biases) were made on
-the validation split.
+the validation split. What a metric is the mean of is computed for each label in
+turn, so that the logits of a large vocabulary are never there all at once.
 """
 
 import dataclasses
@@ -13,88 +14,120 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from kd import metrics
-from kd.data.task import Task
+from kd import metrics, signals
+from kd.data.task import Split, Task
 from kd.evaluate import registry
 from kd.models import functional
+from kd.models.outputs import Outputs
+from kd.signals import Dense, TopK
 from kd.train.arms import Group
 from kd.train.step import TrainState
 
 SHIFTS = np.round(np.arange(-15.0, 15.05, 0.1), 1)  # nats
 
-
-def logits_of(
-  group: Group, weights: Mapping[str, Any], inputs, task: Task, batch: int
-) -> Float[Array, "S N V"]:
-  """Returns each seed's logits, one seed after another on the device."""
-  forward = functional.forward(group.student, task.signature, batch)
-  return jnp.stack(
-    [
-      forward(jax.tree.map(lambda x, s=s: x[s], weights), inputs)
-      for s in range(len(jax.tree.leaves(weights)[0]))
-    ]
-  )
+# What a teacher says of N labels: its logits [N, V], those of its likeliest
+# classes, or answers [N], -1 where there is none.
+Said = Float[Array, "N V"] | TopK | Int[Array, "N"] | np.ndarray
+Each = Mapping[str, np.ndarray]
 
 
-@functools.partial(jax.jit, static_argnames=("bins", "num_classes"))
-def scores(
-  logits: Float[Array, "N V"],
-  labels: Int[Array, "N"],
-  teacher: Float[Array, "N V"] | Int[Array, "N"] | None,
+def judge(
+  outputs: Outputs | Dense, labels: Int[Array, "N"], said: Said | None = None
+) -> dict[str, Array]:
+  """Returns what metrics are means of, [N] each: nats, or fractions; and the
+  `confidence`, the highest probability. NaN for a label that is no class."""
+  answers = not isinstance(said, TopK) and jnp.ndim(said) == 1
+  has = {"": True, "teacher": said is not None}
+  has["logits"] = said is not None and not answers
+  asked = {
+    name: m.each
+    for name, m in registry.METRICS.items()
+    if m.each is not None and has[m.reads]
+  }
+
+  def one(logits, label, *said):
+    probs = jax.nn.softmax(logits.astype(jnp.float32))
+    at = registry.Position(logits, probs, label, *(said or (None,)))
+    values = {name: each(metrics, at) for name, each in asked.items()}
+    return values | {"confidence": jnp.max(probs)}
+
+  return outputs.each(one, labels, *(() if said is None else (said,)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """What is asked of a teacher on a split: `judge`, and what it says itself.
+
+  Attributes:
+    k: of its likeliest classes; 0 is all logits.
+  """
+
+  k: int
+
+  def __call__(self, outputs: Outputs, labels):
+    if self.k:
+      return judge(outputs, labels), signals.top_k(outputs, self.k)
+    return judge(outputs, labels), outputs.logits
+
+
+_of_logits = jax.jit(lambda logits, *rest: judge(Dense(logits), *rest))
+
+
+def of_logits(logits, labels, said: Said | None = None) -> dict[str, Any]:
+  """Returns `judge` of logits [N, V], as numpy."""
+  rest = (labels,) if said is None else (labels, said)
+  return jax.tree.map(np.asarray, _of_logits(jnp.asarray(logits), *rest))
+
+
+def values(
+  each: Each,
+  labels: Int[np.ndarray, "N"],
   *,
   bins: int,
   num_classes: int,
-) -> dict[str, Array]:
-  """Returns the metrics of one run, by name; nats, or fractions in [0, 1].
+  given: Bool[np.ndarray, "N"] | None = None,
+) -> dict[str, float]:
+  """Returns the metrics of one run, by name.
 
-  `teacher` is its logits; or its answers, -1 where there is none; or None, and
-  then what compares with it is left out.
+  Args:
+    each: of `judge`.
+    labels: y.
+    bins: of the calibration error.
+    num_classes: V.
+    given: where the teacher gave an answer; None is everywhere.
   """
-  probs = jax.nn.softmax(logits)
-  run = registry.Run(logits, probs, labels, teacher, bins, num_classes)
-  has = {"": True, "teacher": teacher is not None}
-  has["logits"] = teacher is not None and teacher.ndim == logits.ndim
-  values: dict[str, Array] = {}
+  run = registry.Run(each, labels, bins, num_classes)
+  found: dict[str, float] = {}
   for name, metric in registry.METRICS.items():
-    if metric.value is None or not has[metric.reads]:
-      continue
-    if not metric.per_class:
-      values[name] = metric.value(metrics, run)
-    elif num_classes <= registry.RECALLS_UP_TO:
-      each = metric.value(metrics, run)
-      values |= {f"{name}_{c}": each[c] for c in range(num_classes)}
-  return values
+    if name in each:
+      own = each[name]
+      if metric.reads and given is not None:
+        own = own[given]
+      found[name] = float(np.mean(own, dtype=np.float64))
+    elif metric.value is not None and not metric.per_class:
+      found[name] = float(metric.value(metrics, run))
+    elif metric.value is not None and num_classes <= registry.RECALLS_UP_TO:
+      per_class = metric.value(metrics, run)
+      found |= {f"{name}_{c}": v for c, v in enumerate(per_class)}
+  return found
 
 
-@functools.partial(jax.jit, static_argnames=("metric",))
-def each(
-  logits: Float[Array, "N V"],
-  labels: Int[Array, "N"],
-  teacher: Float[Array, "N V"] | Int[Array, "N"] | None,
-  *,
-  metric: str,
-) -> Float[Array, "N"] | None:
-  """Returns the test examples' own values of a metric that is their mean.
+def primary(
+  each: Each, labels: Int[np.ndarray, "N"], metric: str
+) -> np.ndarray | None:
+  """Returns each label's own value of a metric that is their mean.
 
-  NaN for an example that the metric leaves out (another class, no answer of a
-  black box); None for a metric that is no mean over examples.
+  NaN for one that the metric leaves out (another class, no answer of a black
+  box); None for a metric that is no such mean.
   """
-  entry, c = registry.lookup(metric), registry.class_of(metric)
-  compute, num_classes = entry.value, logits.shape[-1]
-  if compute is None or not entry.over_examples:
+  if not registry.lookup(metric).over_examples:
     return None
-  if entry.reads and teacher is None:
-    return None
-
-  def alone(*example):
-    x, y, said = (v if v is None else v[None] for v in example)
-    run = registry.Run(x, jax.nn.softmax(x), y, said, 1, num_classes)
-    value = compute(metrics, run)
-    return value if c is None else value[c]
-
-  return jax.vmap(alone)(logits, labels, teacher)
+  c = registry.class_of(metric)
+  if c is not None:
+    return np.where(labels == c, each["accuracy"], np.nan)
+  return each.get(registry.family(metric))
 
 
 def best_shift(logits, labels, classes: Sequence[int]) -> float:
@@ -129,16 +162,15 @@ def shifted(logits, shift: float, classes: Sequence[int]):
   return logits.at[..., jnp.asarray(classes)].add(shift)
 
 
-def reliability(logits, labels, bins: int) -> dict[str, list]:
-  """Counts a reliability diagram, all runs of an arm pooled.
+def reliability(each: Each, bins: int) -> dict[str, list]:
+  """Counts a reliability diagram.
 
   The bins are those of metrics.ece; predictions whose logits are not finite
   are in none.
   """
-  probs = np.asarray(jax.nn.softmax(logits))
-  right = probs.argmax(-1) == np.asarray(labels)
-  kept = np.isfinite(probs).all(-1)
-  confidence, right = probs.max(-1)[kept], right[kept]
+  confidence, right = each["confidence"], each["accuracy"]
+  kept = np.isfinite(confidence) & np.isfinite(right)
+  confidence, right = confidence[kept], right[kept]
   index = np.asarray(metrics.bin_of(confidence, bins))
   count = np.bincount(index, minlength=bins)
 
@@ -163,9 +195,9 @@ class Scored:
     values: metric -> a value for each run, None for one that diverged and
       where it is not finite. Metrics ending in "_best" are of the weights that
       were best on validation, the others of the last.
-    reliability: of the runs that finished.
-    each: for each run the primary metric's values of the test examples [N]
-      (`each`); None for one that diverged, and for a metric that has none.
+    reliability: of the runs that finished, pooled.
+    each: for each run the primary metric's values of the test labels [N]
+      (`primary`); None for one that diverged, and for a metric that has none.
   """
 
   values: dict[str, list[float | None]]
@@ -173,11 +205,34 @@ class Scored:
   each: list[np.ndarray | None]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Test:
+  """The test split, placed once for all arms, and which labels count."""
+
+  inputs: Array
+  labels: Array
+  said: Said | None
+  places: np.ndarray  # of the labels that count
+
+  @classmethod
+  def of(cls, split: Split, said: Said | None) -> "_Test":
+    inputs, labels = split.arrays()
+    said = None if said is None else jax.tree.map(jnp.asarray, said)
+    placed = jnp.asarray(inputs), jnp.asarray(labels)
+    return cls(*placed, said, places(split))
+
+
+def places(split: Split) -> np.ndarray:
+  """Returns the labels of a split that count."""
+  counts, count = split.counts(), len(split.labels())
+  return np.arange(count) if counts is None else np.flatnonzero(counts)
+
+
 def arm(
   group: Group,
   state: TrainState,
   task: Task,
-  said: np.ndarray | None,
+  said: Said | None,
   *,
   batch: int,
   bins: int,
@@ -190,70 +245,97 @@ def arm(
     group: that holds the arm, for its student.
     state: the arm's, from kd.train.loop.fit.
     task: its test split is scored, its validation split serves choices.
-    said: the teacher's logits or answers on the test split, as in `scores`.
+    said: what the teacher says of the test split; None, and then what compares
+      with it is left out.
     batch: examples in one forward pass.
     bins: of the calibration error.
     shift_classes: whose biases are shifted for the metrics "_shifted".
     metric: the study's primary one.
   """
-  inputs, labels = task.test.arrays()
-  inputs = jnp.asarray(inputs)  # once for all runs
+  test = _Test.of(task.test, said)
+  labels = np.asarray(test.labels)[test.places]
+  is_answers = isinstance(said, np.ndarray) and said.ndim == 1
   score = functools.partial(
-    scores,
+    values,
     labels=labels,
-    teacher=said,
     bins=bins,
     num_classes=task.num_classes,
+    given=said[test.places] >= 0 if is_answers else None,
   )
-  logits = logits_of(group, state.weights, inputs, task, batch)
-  best = logits_of(group, state.best, inputs, task, batch)
-  rows = [score(x) for x in logits]
-  judged = list(best if registry.selection(metric) == "best" else logits)
-  for row, x in zip(rows, best, strict=True):
-    row |= {
+  look = functional.forward(group.student, task.signature, batch, judge)
+  rest = (test.labels,) if said is None else (test.labels, test.said)
+
+  def each(weights) -> list[Each]:
+    found = [look(own, test.inputs, *rest) for own in _by_seed(weights)]
+    cut = lambda x: np.asarray(x)[test.places]
+    return [jax.tree.map(cut, run) for run in found]
+
+  last, best = each(state.weights), each(state.best)
+  rows: list[dict[str, Any]] = [
+    score(run)
+    | {
       f"{k}_best": v
-      for k, v in score(x).items()
+      for k, v in score(kept).items()
       if not registry.lookup(k).per_class
     }
+    for run, kept in zip(last, best, strict=True)
+  ]
+  judged = list(best if registry.selection(metric) == "best" else last)
   if shift_classes:
+    logits = functional.forward(group.student, task.signature, batch)
     held, held_labels = task.validation.arrays()
-    held_logits = np.asarray(logits_of(group, state.weights, held, task, batch))
-    for s, (row, v) in enumerate(zip(rows, held_logits, strict=True)):
-      row["bias_shift"] = shift = best_shift(v, held_labels, shift_classes)
-      moved = shifted(logits[s], shift, shift_classes)
-      row |= {f"{k}_shifted": value for k, value in score(moved).items()}
+    for s, (row, own) in enumerate(
+      zip(rows, _by_seed(state.weights), strict=True)
+    ):
+      on_held = np.asarray(logits(own, held))
+      row["bias_shift"] = shift = best_shift(
+        on_held, held_labels, shift_classes
+      )
+      moved = shifted(logits(own, test.inputs), shift, shift_classes)
+      of_moved = of_logits(moved, *rest)
+      row |= {f"{k}_shifted": v for k, v in score(of_moved).items()}
       if metric.endswith("_shifted"):
-        judged[s] = moved
+        judged[s] = of_moved
   for row, step in zip(rows, state.best_step, strict=True):
     row["best_step"] = step
   stopped = np.asarray(state.diverged) > 0
-  values = {
-    key: [
-      None if bad else _number(row[key])
-      for row, bad in zip(rows, stopped, strict=True)
-    ]
-    for key in rows[0]
-  }
-  examples = [
-    None if bad else each(x, labels, said, metric=metric)
-    for x, bad in zip(judged, stopped, strict=True)
-  ]
+  finished = [run for run, bad in zip(last, stopped, strict=True) if not bad]
   return Scored(
-    values,
-    reliability(logits[~stopped], labels, bins),
-    [None if v is None else np.asarray(v) for v in examples],
+    {
+      key: [
+        None if bad else _number(row[key])
+        for row, bad in zip(rows, stopped, strict=True)
+      ]
+      for key in rows[0]
+    },
+    reliability(_pooled(finished), bins),
+    [
+      None if bad else primary(run, labels, metric)
+      for run, bad in zip(judged, stopped, strict=True)
+    ],
   )
+
+
+def _by_seed(weights):
+  """Returns each run's weights."""
+  count = len(jax.tree.leaves(weights)[0])
+  return [jax.tree.map(lambda x, s=s: x[s], weights) for s in range(count)]
+
+
+def _pooled(runs: Sequence[Each]) -> Each:
+  """Returns what a reliability diagram needs of all runs together."""
+  return {
+    key: np.concatenate([np.zeros(0), *(run[key] for run in runs)])
+    for key in ("confidence", "accuracy")
+  }
 
 
 def teacher(
-  logits: np.ndarray, labels: np.ndarray, *, bins: int, num_classes: int
+  each: Each, labels: np.ndarray, *, bins: int, num_classes: int
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
   """Scores the teacher: ({metric: value}, reliability)."""
-  values = scores(logits, labels, None, bins=bins, num_classes=num_classes)
-  return (
-    {k: _number(v) for k, v in values.items()},
-    reliability(logits, labels, bins),
-  )
+  found = values(each, labels, bins=bins, num_classes=num_classes)
+  return {k: _number(v) for k, v in found.items()}, reliability(each, bins)
 
 
 def black_box(

@@ -2,8 +2,8 @@
 
 import functools
 import json
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from kd import config, models
+from kd.models.outputs import Outputs
 from kd.parallel import mesh
+
+UNROLLED = 8  # batches, up to which a program has a copy for each
 
 
 class Signature(NamedTuple):
@@ -21,12 +24,12 @@ class Signature(NamedTuple):
   Attributes:
     input_shape: of one example.
     num_classes: V.
-    scale: what inputs are multiplied with.
+    scale: what inputs are multiplied with; None leaves tokens as they are.
   """
 
   input_shape: tuple[int, ...]
   num_classes: int
-  scale: float
+  scale: float | None
 
 
 def define(
@@ -52,51 +55,117 @@ def define(
   return graphdef, init
 
 
-def predict(graphdef, weights, inputs: Array, signature: Signature, batch: int):
-  """Returns logits [N, V] of one run, `batch` examples at a time."""
+def scaled(inputs: Array, signature: Signature) -> Array:
+  """Returns inputs as a model takes them."""
+  if signature.scale is None:
+    return inputs
+  return inputs.astype(jnp.float32) * signature.scale
+
+
+def logits(outputs: Outputs) -> Array:
+  return outputs.logits
+
+
+def over(
+  graphdef,
+  weights,
+  inputs: Array,
+  signature: Signature,
+  batch: int,
+  fn: Callable[..., Any],
+  arrays: Sequence[Any] = (),
+) -> Any:
+  """Applies fn to what a model makes of `batch` examples at a time.
+
+  Args:
+    graphdef, weights: the model.
+    inputs: [N, ...].
+    signature: of the model.
+    batch: examples in one forward pass.
+    fn: (outputs, those examples' part of each of `arrays`) -> a pytree of
+      arrays with a row for each position.
+    arrays: pytrees of arrays with a row for each of the N examples, or for each
+      of their positions.
+
+  Returns:
+    What fn returns, of all examples.
+  """
   model = nnx.merge(graphdef, weights["params"], weights["rest"])
-  starts = range(0, len(inputs), batch)
-  chunks = [inputs[i : i + batch].astype(jnp.float32) for i in starts]
-  return jnp.concatenate([model(x * signature.scale).logits for x in chunks])
+  count = len(inputs)
+
+  def part(start, size):
+    def cut(x):
+      each = len(x) // count
+      return jax.lax.dynamic_slice_in_dim(x, start * each, size * each)
+
+    x, *own = jax.tree.map(cut, (inputs, *arrays))
+    return fn(model(scaled(x, signature)), *own)
+
+  whole, rest = divmod(count, batch)
+  found = []
+  if whole > UNROLLED:
+    starts = jnp.arange(whole) * batch
+    looped = jax.lax.map(lambda start: part(start, batch), starts)
+    found.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), looped))
+  else:
+    found += [part(i * batch, batch) for i in range(whole)]
+  if rest:
+    found.append(part(whole * batch, rest))
+  return jax.tree.map(lambda *xs: jnp.concatenate(xs), *found)
 
 
-def forward(student: Mapping, signature: Signature, batch: int):
-  """Returns the compiled `predict` of a model: (weights, inputs) -> logits."""
+def forward(
+  student: Mapping,
+  signature: Signature,
+  batch: int,
+  fn: Callable[..., Any] = logits,
+):
+  """Returns `over` of a model, compiled: (weights, inputs, *arrays) -> what fn
+  makes of them. `fn` is hashable, the same one each time."""
   key = json.dumps(student, sort_keys=True)
-  return _forward(key, signature, batch)
+  return _forward(key, signature, batch, fn)
 
 
 @functools.lru_cache(maxsize=32)
-def _forward(student: str, signature: Signature, batch: int):
+def _forward(student: str, signature: Signature, batch: int, fn):
   graphdef, _ = define(config.tuples(json.loads(student)), signature)
   return jax.jit(
-    lambda weights, inputs: predict(graphdef, weights, inputs, signature, batch)
+    lambda weights, inputs, *arrays: over(
+      graphdef, weights, inputs, signature, batch, fn, arrays
+    )
   )
 
 
-def spread(student: Mapping, signature: Signature, batch: int):
+def spread(
+  student: Mapping,
+  signature: Signature,
+  batch: int,
+  fn: Callable[..., Any] = logits,
+):
   """Returns (forward, rows): the compiled model over this process's devices.
 
-  `forward` takes (weights that lie everywhere, inputs of `rows` examples), one
-  batch for each device. A device's program is the same whatever their number,
-  and so are its logits.
+  `forward` takes (weights that lie everywhere, inputs of `rows` examples,
+  arrays of theirs), one batch for each device. A device's program is the same
+  whatever their number, and so is what it returns.
   """
   key = json.dumps(student, sort_keys=True)
-  return _spread(key, signature, batch), batch * jax.local_device_count()
+  return _spread(key, signature, batch, fn), batch * jax.local_device_count()
 
 
 @functools.lru_cache(maxsize=32)
-def _spread(student: str, signature: Signature, batch: int):
+def _spread(student: str, signature: Signature, batch: int, fn):
   graphdef, _ = define(config.tuples(json.loads(student)), signature)
-  one = lambda weights, inputs: predict(
-    graphdef, weights, inputs, signature, batch
-  )
-  return jax.jit(
+
+  def one(weights, inputs, arrays):
+    return over(graphdef, weights, inputs, signature, batch, fn, arrays)
+
+  compiled = jax.jit(
     jax.shard_map(
       one,
       mesh=mesh.local("rows"),
-      in_specs=(P(), P("rows")),
+      in_specs=(P(), P("rows"), P("rows")),
       out_specs=P("rows"),
       check_vma=False,
     )
   )
+  return lambda weights, inputs, *arrays: compiled(weights, inputs, arrays)

@@ -1,6 +1,8 @@
 """What every model returns: features and a head, which a loss can fuse."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from kernels import Head, token_log_probs
 
 # Chosen, not measured: well above the usual K of samples.
 LARGE_VOCABULARY = 2048
+AT_A_TIME = 1 << 22  # logits that are there at once, of a large vocabulary
 
 
 @jax.tree_util.register_dataclass
@@ -18,61 +21,112 @@ LARGE_VOCABULARY = 2048
 class Outputs:
   """What a model makes of a batch, before its head is applied.
 
+  Its rows are positions: one for each image, L for each text of L tokens, one
+  text after another.
+
   Attributes:
-    hidden, kernel, bias: logits are hidden @ kernel + bias.
-    large_from: the classes from which on what is asked of a few of them is
-      computed without the logits of all.
+    hidden, kernel, bias: z = scale (hidden @ kernel + bias) are the logits, or
+      where there is a `soft_cap`, soft_cap tanh(z / soft_cap) are.
+    kept: a vocabulary that is smaller than the kernel's: its class i is column
+      kept[i], and its last class is all other columns together, whose logit is
+      their log-sum-exp; None where classes are columns.
+    soft_cap, scale: Gemma 2 has a cap of 30, Granite divides its logits.
+    large_from: the columns from which on what is asked of the logits is
+      computed for a few rows at a time, or for a few classes.
   """
 
   hidden: Float[Array, "B H"]
   kernel: Float[Array, "H V"]
-  bias: Float[Array, "V"]
+  bias: Float[Array, "V"] | None = None
+  kept: Int[Array, "C"] | None = None
+  soft_cap: float | None = dataclasses.field(
+    default=None, metadata={"static": True}
+  )
+  scale: float = dataclasses.field(default=1.0, metadata={"static": True})
   large_from: int = dataclasses.field(
     default=LARGE_VOCABULARY, metadata={"static": True}
   )
 
   @property
   def num_classes(self) -> int:
+    if self.kept is not None:
+      return len(self.kept) + 1
     return self.kernel.shape[-1]
 
   @property
+  def is_large(self) -> bool:
+    return self.kernel.shape[-1] >= self.large_from
+
+  @property
   def head(self) -> Head:
-    """What the kernels compute the logits from."""
+    """What the kernels compute the logits from.
+
+    Raises:
+      ValueError: classes are not the kernel's columns.
+    """
+    if self.kept is not None:
+      raise ValueError("a smaller vocabulary than the head's has no head")
     return Head(self.hidden, self.kernel, self.bias)
+
+  def _bounded(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
+    z = z if self.scale == 1.0 else self.scale * z
+    if self.soft_cap is None:
+      return z
+    return self.soft_cap * jnp.tanh(z / self.soft_cap)
+
+  def _logits(self, hidden: Float[Array, "... H"]) -> Float[Array, "... V"]:
+    z = hidden @ self.kernel
+    z = self._bounded(z if self.bias is None else z + self.bias)
+    if self.kept is None:
+      return z
+    z = z.astype(jnp.float32)
+    other = jnp.ones(z.shape[-1], bool).at[self.kept].set(False)
+    rest = jax.nn.logsumexp(jnp.where(other, z, -jnp.inf), -1, keepdims=True)
+    return jnp.concatenate([jnp.take(z, self.kept, -1), rest], -1)
 
   @property
   def logits(self) -> Float[Array, "B V"]:
-    return self.hidden @ self.kernel + self.bias
+    return self._logits(self.hidden)
+
+  def each[T](self, fn: Callable[..., T], *arrays: Any) -> T:
+    """Maps fn over the rows, a few at a time if V is large.
+
+    Args:
+      fn: (logits [V], that row of each of the arrays) -> a pytree.
+      arrays: pytrees of arrays [B, ...].
+    """
+    one = lambda row: fn(self._logits(row[0]), *row[1:])
+    rows = (self.hidden, *arrays)
+    size = max(1, AT_A_TIME // self.kernel.shape[-1])
+    if not self.is_large or len(self.hidden) <= size:
+      return jax.vmap(one)(rows)
+    return jax.lax.map(one, rows, batch_size=size)
 
   def logits_at(self, ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
     """Returns the logits of K classes, without the others if V is large."""
-    if self.num_classes < self.large_from:
+    if self.kept is not None:
+      return self.each(lambda z, i: z[i], ids)
+    if not self.is_large:
       return jnp.take_along_axis(self.logits, ids, axis=-1)
     columns = jnp.take(self.kernel, ids, axis=-1)  # [H, B, K]
-    return jnp.einsum("bh,hbk->bk", self.hidden, columns) + self.bias[ids]
+    z = jnp.einsum("bh,hbk->bk", self.hidden, columns)
+    return self._bounded(z if self.bias is None else z + self.bias[ids])
 
   def log_probs_at(
     self, ids: Int[Array, "B K"], temperature
   ) -> Float[Array, "B K"]:
     """Returns log softmax(logits / T) of K classes, K >= 1."""
-    if self.num_classes < self.large_from:
-      log_probs = jax.nn.log_softmax(self.logits / temperature)
-      return jnp.take_along_axis(log_probs, ids, axis=-1)
+    if self.kept is not None or not self.is_large:
+      take = lambda z, i: jax.nn.log_softmax(z / temperature)[i]
+      return self.each(take, ids)
     first = token_log_probs(self.head, ids[:, 0], temperature=temperature)
     scores = self.logits_at(ids) / temperature
     return scores - scores[:, :1] + first[:, None]
 
   @property
   def answer(self) -> Int[Array, "B"]:
-    """The likeliest class, found a few examples at a time if V is large."""
-
-    def best(hidden):
-      return jnp.argmax(hidden @ self.kernel + self.bias, -1).astype(jnp.int32)
-
-    if self.num_classes < self.large_from:
-      return best(self.hidden)
-    at_a_time = max(1, (1 << 22) // self.num_classes)
-    return jax.lax.map(best, self.hidden, batch_size=at_a_time)
+    """The likeliest class."""
+    return self.each(lambda z: jnp.argmax(z).astype(jnp.int32))
 
 
 def outputs(hidden: Float[Array, "B H"], head: nnx.Linear) -> Outputs:

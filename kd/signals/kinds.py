@@ -5,11 +5,12 @@ axis, so that a batch of the signal is the same pytree with fewer rows.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from kd.models.outputs import Outputs
 from kernels import Head, Logits
@@ -61,6 +62,10 @@ class Dense(_Rows):
   def head(self) -> Logits:
     """What the kernels take for the logits, as of a model's outputs."""
     return Logits(self.logits)
+
+  def each[T](self, fn: Callable[..., T], *arrays: Any) -> T:
+    """Maps fn over the rows, as Outputs does."""
+    return jax.vmap(fn)(self.logits, *arrays)
 
 
 @jax.tree_util.register_dataclass
@@ -178,6 +183,8 @@ class Signal(_Rows):
     entropy: the teacher's over all classes, at T = 1, in nats.
     rejected: alternatives that a black box's user knows to be worse than any
       sample, -1 where there are fewer than R.
+    counts: which rows a loss is a mean over; None is all. Those of a text that
+      predict nothing, as a prompt's or padding, don't count.
   """
 
   truth: Labels
@@ -186,6 +193,7 @@ class Signal(_Rows):
   samples: Samples
   entropy: Float[Array, "N"] | None = None
   rejected: Int[Array, "N R"] | None = None
+  counts: Bool[Array, "N"] | None = None
 
   @property
   def whole(self) -> Dense | Outputs:
@@ -218,20 +226,31 @@ class Signal(_Rows):
       kept = self.dense.ids.shape[-1] == k
       top = self.dense if kept else self.dense.narrow(k)
       return top.ids, top.log_probs_at(temperature)
-    top = self.top_k(k)
-    logits = self.logits.astype(jnp.float32)
-    logits = logits - jnp.max(logits, -1, keepdims=True)
-    lse = jax.nn.logsumexp(logits / temperature, -1, keepdims=True)
-    return top.ids, top.logits / temperature - lse
+
+    def likeliest(logits):
+      z = _from_the_largest(logits)
+      top, ids = jax.lax.top_k(z, k)
+      return ids, top / temperature - jax.nn.logsumexp(z / temperature)
+
+    return self.whole.each(likeliest)
 
 
-def of_labels(ids: ArrayLike) -> Signal:
+def _from_the_largest(logits: Float[Array, "V"]) -> Float[Array, "V"]:
+  z = logits.astype(jnp.float32)
+  return z - jnp.max(z)
+
+
+def of_labels(ids: ArrayLike, counts: ArrayLike | None = None) -> Signal:
   """Returns what a teacher in training learns from: true labels alone."""
   ids = jnp.asarray(ids, jnp.int32)
   none = jnp.zeros((len(ids), 0))
   labels = Labels(ids)
   empty = Samples(none.astype(jnp.int32), none)
-  return Signal(truth=labels, answer=labels, dense=None, samples=empty)
+  return Signal(labels, labels, None, empty, counts=_bools(counts))
+
+
+def _bools(counts: ArrayLike | None) -> Bool[Array, "N"] | None:
+  return None if counts is None else jnp.asarray(counts, bool)
 
 
 def top_k(
@@ -248,23 +267,19 @@ def top_k(
   """
   if isinstance(dense, TopK):
     return dense.narrow(k)
-  z = dense.logits.astype(jnp.float32)
-  z = z - jnp.max(z, -1, keepdims=True)
-  logits, ids = jax.lax.top_k(z, k)
-  rows = jnp.arange(len(z))[:, None]
-  others = z.at[rows, ids].set(-jnp.inf)
-  lse = [jax.nn.logsumexp(z / t, -1) for t in temperatures]
-  tail = [
-    jnp.exp(jax.nn.logsumexp(others / t, -1) - total)
-    for t, total in zip(temperatures, lse, strict=True)
-  ]
-  return TopK(
-    ids.astype(jnp.int32),
-    logits,
-    jnp.stack(lse, -1),
-    jnp.stack(tail, -1),
-    tuple(temperatures),
-  )
+
+  def likeliest(logits):
+    z = _from_the_largest(logits)
+    top, ids = jax.lax.top_k(z, k)
+    others = z.at[ids].set(-jnp.inf)
+    lse = [jax.nn.logsumexp(z / t) for t in temperatures]
+    tail = [
+      jnp.exp(jax.nn.logsumexp(others / t) - total)
+      for t, total in zip(temperatures, lse, strict=True)
+    ]
+    return ids.astype(jnp.int32), top, jnp.stack(lse), jnp.stack(tail)
+
+  return TopK(*dense.each(likeliest), tuple(temperatures))
 
 
 def sample(
@@ -273,24 +288,22 @@ def sample(
   *,
   k: int,
   temperature: float,
-  first: ArrayLike = 0,
+  numbers: Int[Array, "N"],
 ) -> Samples:
   """Draws k answers a row from softmax(logits / temperature).
 
-  The draws of row n, counted from `first`, depend on the key and on n alone,
-  so that a larger transfer set keeps those of a smaller one, and a part of it
-  those of the whole.
+  The draws of a row depend on the key and its number alone, so that a larger
+  transfer set keeps those of a smaller one, a part of it those of the whole.
   """
-  log_probs = jax.nn.log_softmax(dense.logits.astype(jnp.float32) / temperature)
-  keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(
-    first + jnp.arange(len(log_probs))
-  )
-  many = log_probs.shape[-1] >= INVERTED_FROM
-  draw = _invert if many else jax.random.categorical
-  ids = jax.vmap(lambda key, lp: draw(key, lp, shape=(k,)))(keys, log_probs)
-  return Samples(
-    ids.astype(jnp.int32), jnp.take_along_axis(log_probs, ids, axis=-1)
-  )
+
+  def draw(logits, n):
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    many = log_probs.shape[-1] >= INVERTED_FROM
+    how = _invert if many else jax.random.categorical
+    ids = how(jax.random.fold_in(key, n), log_probs, shape=(k,))
+    return ids.astype(jnp.int32), log_probs[ids]
+
+  return Samples(*dense.each(draw, numbers))
 
 
 def _invert(key: Array, log_probs: Float[Array, "V"], shape) -> Array:
@@ -311,9 +324,10 @@ def of_teacher(
   samples: int,
   temperature: float,
   key: Array,
-  first: ArrayLike = 0,
+  numbers: ArrayLike | None = None,
+  counts: ArrayLike | None = None,
 ) -> Signal:
-  """Makes the signal of N examples from what the teacher makes of them.
+  """Makes the signal of N positions from what the teacher makes of them.
 
   Args:
     teacher: its logits, or outputs that have them.
@@ -321,26 +335,35 @@ def of_teacher(
     samples: K, the answers drawn a row.
     temperature: at which they are drawn.
     key: of the draws.
-    first: the transfer set's row that these begin with.
+    numbers: the positions' numbers in the transfer set [N]; None: from 0.
+    counts: as of a Signal.
   """
-  answer = Labels(teacher.answer)
+
+  def look(logits):
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    probs = jnp.exp(log_probs)
+    products = jnp.where(probs > 0, probs * log_probs, 0.0)
+    return jnp.argmax(logits).astype(jnp.int32), -jnp.sum(products)
+
+  answer, entropy = teacher.each(look)
   if truth is None:
-    truth = jnp.full(answer.ids.shape, -1)
+    truth = jnp.full(answer.shape, -1)
+  if numbers is None:
+    numbers = jnp.arange(len(answer))
   return Signal(
     truth=Labels(jnp.asarray(truth, jnp.int32)),
-    answer=answer,
+    answer=Labels(answer),
     dense=teacher,
     samples=sample(
-      key, teacher, k=samples, temperature=temperature, first=first
+      key,
+      teacher,
+      k=samples,
+      temperature=temperature,
+      numbers=jnp.asarray(numbers),
     ),
-    entropy=_entropy(teacher.logits),
+    entropy=entropy,
+    counts=_bools(counts),
   )
-
-
-def _entropy(logits: Float[Array, "N V"]) -> Float[Array, "N"]:
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-  probs = jnp.exp(log_probs)
-  return -jnp.sum(jnp.where(probs > 0, probs * log_probs, 0.0), axis=-1)
 
 
 def make(

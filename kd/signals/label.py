@@ -13,8 +13,8 @@ often it was stopped, and over however many devices and hosts it ran.
 """
 
 import dataclasses
-import functools
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,20 +47,20 @@ class Plan:
     count: N, the transfer set's examples.
     num_classes: V.
     inputs: reads the inputs of rows [n], counted from 0 in the transfer set.
-    logits: asks the teacher for the logits [n, V] of rows [n].
-    truth: the true labels [N]; None where the study is not to see them.
+    ask: asks the teacher for the signal of rows [n] (kd.signals.of_teacher).
     facts: metadata that says what the teacher and the data were.
-    batch: rows of a batch on one device.
+    batch: rows of a batch on one device (`whole_records`).
+    positions: L, of an example; a store has a row for each of them.
   """
 
   section: Mapping[str, Any]
   count: int
   num_classes: int
   inputs: Callable[[np.ndarray], np.ndarray]
-  logits: Callable[[np.ndarray], np.ndarray]
-  truth: np.ndarray | None
+  ask: Callable[[np.ndarray], Signal]
   facts: Mapping[str, Any]
-  batch: int = 1024
+  batch: int
+  positions: int = 1
 
   @property
   def schema(self) -> list[codec.Field]:
@@ -75,6 +75,7 @@ class Plan:
       "augmentation": AUGMENTATION,
       "num_classes": self.num_classes,
       "examples": self.count,
+      **({"positions": self.positions} if self.positions > 1 else {}),
       **self.facts,
     }
 
@@ -90,6 +91,12 @@ class Plan:
       )
       for i, start in enumerate(starts)
     ]
+
+
+def whole_records(batch: int, positions: int = 1) -> int:
+  """Returns `batch` examples, rounded up to a whole number of records."""
+  least = store.ROWS // math.gcd(store.ROWS, positions)
+  return -(-batch // least) * least
 
 
 def label(folder: str, plan: Plan) -> None:
@@ -179,55 +186,66 @@ def _parts(
   plan: Plan, first: int, end: int, errors: list[dict[str, Any]]
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the arrays of a shard's rows, and notes what storing them loses."""
-  size = plan.batch
-  # A whole number of records, and a batch for each device at a time.
-  size = -(-size // store.ROWS) * store.ROWS
-  ahead = size * jax.local_device_count()
+  size = plan.batch * plan.positions
+  ahead = plan.batch * jax.local_device_count()
   for start in range(first, end, ahead):
     rows = np.arange(start, min(start + ahead, end))
-    logits = plan.logits(rows)
-    if not np.isfinite(logits).all():
-      bad = rows[~np.isfinite(logits).all(axis=-1)][0]
+    keys = np.repeat(store.keys(plan.inputs(rows)), plan.positions)
+    arrays = store.to_arrays(plan.ask(rows), keys)
+    logits = arrays["logits"]
+    finite = np.isfinite(logits).all(axis=-1) & np.isfinite(arrays["entropy"])
+    if not finite.all():
+      bad = rows[np.argmin(finite) // plan.positions]
       raise UserError(
         f"the teacher's logits of row {bad} of the transfer set are not finite"
       )
-    keys = store.keys(plan.inputs(rows))
-    for at in range(0, len(rows), size):
-      own = slice(at, at + size)
-      signal = _signal(plan, rows[own], logits[own], size)
-      arrays = store.to_arrays(signal, keys[own])
-      errors.append(_error(plan, arrays))
-      yield arrays
+    for at in range(0, len(keys), size):
+      part = {name: x[at : at + size] for name, x in arrays.items()}
+      errors.append(_error(plan, part))
+      yield part
 
 
-def _signal(plan: Plan, rows, logits, size: int) -> Signal:
-  """Makes the signal of a batch, padded so that all compile to one program."""
-  section, lacking = plan.section, size - len(rows)
-  truth = np.full(len(rows), -1) if plan.truth is None else plan.truth[rows]
-  made = _make(
-    np.pad(logits, ((0, lacking), (0, 0)), "edge"),
-    np.pad(truth.astype(np.int32), (0, lacking)),
-    jax.random.key(section["seed"]),
-    int(rows[0]),
-    samples=section["samples"],
-    temperature=section["temperature"],
-    k=section["k"] if section["keep"] == "top_k" else 0,
-    temperatures=tuple(float(t) for t in section["temperatures"]),
-  )
-  return jax.tree.map(lambda x: np.asarray(x)[: len(rows)], made)
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What a section asks of a teacher: hashable, so that it compiles once.
 
+  Attributes:
+    k: of top_k; 0 keeps all logits.
+    temperatures: at which top_k knows the tail.
+    samples, temperature, seed: of the answers that are drawn.
+  """
 
-@functools.partial(
-  jax.jit, static_argnames=("samples", "temperature", "k", "temperatures")
-)
-def _make(logits, truth, key, first, *, k, temperatures, **drawn) -> Signal:
-  dense = signals.Dense(logits.astype(jnp.float32))
-  made = signals.of_teacher(dense, truth, key=key, first=first, **drawn)
-  if k:
-    made = dataclasses.replace(
-      made, dense=signals.top_k(dense, k, temperatures)
+  k: int
+  temperatures: tuple[float, ...]
+  samples: int
+  temperature: float
+  seed: int
+
+  @classmethod
+  def of(cls, section: Mapping[str, Any]) -> "Asked":
+    return cls(
+      k=section["k"] if section["keep"] == "top_k" else 0,
+      temperatures=tuple(float(t) for t in section["temperatures"]),
+      samples=section["samples"],
+      temperature=section["temperature"],
+      seed=section["seed"],
     )
-  return made
+
+  def __call__(self, outputs, truth, numbers) -> Signal:
+    """Makes the signal of positions: outputs, true labels, their numbers."""
+    made = signals.of_teacher(
+      outputs,
+      truth,
+      samples=self.samples,
+      temperature=self.temperature,
+      key=jax.random.key(self.seed),
+      numbers=numbers,
+    )
+    if self.k:
+      dense = signals.top_k(outputs, self.k, self.temperatures)
+    else:
+      dense = signals.Dense(outputs.logits.astype(jnp.float32))
+    return dataclasses.replace(made, dense=dense)
 
 
 def _error(plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -179,6 +179,11 @@ def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
     "signal.omit_classes": settings["signal"]["omit_classes"],
     "signal.only_classes": settings["signal"]["only_classes"],
   }.items():
+    if classes and task.positions > 1:
+      raise UserError(
+        f"{key} = {list(classes)}: expected (), since the examples of a task "
+        "of tokens are of no class"
+      )
     if any(c >= task.num_classes for c in classes):
       raise UserError(
         f"{key} = {list(classes)}: expected classes below {task.num_classes}"

@@ -22,6 +22,9 @@ from kd.train.checkpoint import Checkpoints
 from kd.train.logs import Metrics
 from kd.train.step import TrainState
 
+# Of a teacher on the test split; of more, the likeliest alone are kept.
+MOST_LOGITS = 2**28
+
 States = Mapping[str, TrainState]
 
 
@@ -169,23 +172,39 @@ class Runs:
       arms=scored,
       diverged={name: np.asarray(s.diverged) for name, s in states.items()},
       funnels=self.funnels,
-      labels=self.task.test.labels(),
+      labels=self._labels,
       answers=self.box.test if self.box else None,
       groups=self.task.test_groups,
     )
 
+  @property
+  def _labels(self) -> np.ndarray:
+    """Those of the test split that count."""
+    return self.task.test.labels()[scores.places(self.task.test)]
+
   def _judge_teacher(self):
     """Returns what the teacher says of the test split, and how good it is."""
-    labels = self.task.test.labels()
     if self.box:
       said = self.box.test
-      scored = scores.black_box(said, labels)
+      scored = scores.black_box(said, self._labels)
       return said if np.any(said >= 0) else None, scored, None
     assert self.teacher is not None
-    rows = np.arange(len(labels))
-    said = self.teacher.logits(self.task.test, rows, self.task, self._batch)
+    test, k = self.task.test, self.of.settings["signal"]["k"]
+    few = len(test.labels()) * self.task.num_classes <= MOST_LOGITS
+    look = scores.Teacher(0 if few else k)
+    each, said = self.teacher.ask(
+      test,
+      np.arange(len(test)),
+      self.task,
+      self._batch,
+      look,
+      [test.labels()],
+    )
+    places = scores.places(test)
+    each = {name: x[places] for name, x in each.items()}
     bins, classes = self.of.settings["evaluate"]["bins"], self.task.num_classes
-    return said, *scores.teacher(said, labels, bins=bins, num_classes=classes)
+    found = scores.teacher(each, self._labels, bins=bins, num_classes=classes)
+    return said, *found
 
   def cost(
     self, groups: Sequence[arms.Group], states: States

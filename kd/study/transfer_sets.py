@@ -121,8 +121,12 @@ class Pools:
 
   def _truth(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
     """Returns what is known of a pool before a live teacher is asked."""
-    labels = self.task.train.labels()[start:]
-    return signals.of_labels(labels if pool["labelled"] else 0 * labels - 1)
+    each, split = self.task.positions, self.task.train
+    labels, counts = split.labels()[start * each :], split.counts()
+    return signals.of_labels(
+      labels if pool["labelled"] else np.full_like(labels, -1),
+      None if counts is None else counts[start * each :],
+    )
 
   def _stored(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
     """Returns a pool's signal, labelled now, or read."""
@@ -130,31 +134,44 @@ class Pools:
     assert teacher is not None
     if self.task.resident:
       split.arrays()  # decoded once, for the teacher, the keys and training
-    batch = self.of.settings["evaluate"]["batch_size"]
+    each = self.task.positions
+    batch = label.whole_records(
+      self.of.settings["evaluate"]["batch_size"], each
+    )
+    asked = label.Asked.of(pool)
+    truth = split.labels()[start * each :]
+    if not pool["labelled"]:
+      truth = np.full_like(truth, -1)
 
-    def logits(rows):
-      return teacher.logits(split, start + rows, self.task, batch)
+    def ask(rows):
+      numbers = (rows[:, None] * each + np.arange(each)).ravel()
+      own = [truth[numbers], numbers.astype(np.int32)]
+      return teacher.ask(split, start + rows, self.task, batch, asked, own)
 
     plan = label.Plan(
       section=pool,
       count=len(split) - start,
       num_classes=self.task.num_classes,
       inputs=lambda rows: split.read(start + rows),
-      logits=logits,
-      truth=split.labels()[start:] if pool["labelled"] else None,
+      ask=ask,
       facts=_facts(self.task, start)
       | {
         "teacher": teacher.fingerprint,
         "teacher_model": dict(teacher.model),
       },
       batch=batch,
+      positions=each,
     )
     folder = pool["path"] or os.path.join(
       self.of.folder, "signals", folder_name(plan.kept["signal"])
     )
     if not pool["path"]:
       label.label(folder, plan)
-    return store.read(folder, plan.kept, _keys(self.task, start))
+    made = store.read(folder, plan.kept, _keys(self.task, start))
+    counts = split.counts()
+    if counts is None:
+      return made
+    return dataclasses.replace(made, counts=counts[start * each :])
 
 
 def folder_name(section: Mapping[str, Any]) -> str:
@@ -210,6 +227,8 @@ def draw(
     kept: bool [N], which of the pool's rows can be drawn; None is all.
   """
   labels = task.train.labels()[start:]
+  if task.positions > 1:  # whole texts are drawn, of no class
+    labels = np.zeros(len(task.train) - start, np.int32)
   options = {key: section[key] for key in DRAW}
   drawn = [subset(labels, seed=s, kept=kept, **options) for s in seeds]
   return start + np.stack(drawn)
@@ -231,7 +250,10 @@ def _keys(task: Task, start: int) -> store.Keys:
   most = count if task.resident else SAMPLE
   rows = np.unique(np.linspace(0, count - 1, min(count, most), dtype=int))
   inputs = task.train.read_in_chunks(start + rows)
-  return store.Keys(rows, np.concatenate([store.keys(x) for x in inputs]))
+  found = np.concatenate([store.keys(x) for x in inputs])
+  each = task.positions
+  places = (rows[:, None] * each + np.arange(each)).ravel()
+  return store.Keys(places, np.repeat(found, each))
 
 
 def check_stores(

@@ -103,7 +103,7 @@ def _spoken(settings, task: Task, teacher: Teacher) -> Iterator[Answers]:
     split = getattr(task, name)
     start = unseen if name == "train" and signal["pool"] == "rest" else 0
     made = signals.make(
-      teacher.logits(split, np.arange(start, len(split)), task, batch),
+      teacher.ask(split, np.arange(start, len(split)), task, batch),
       None,
       samples=signal["samples"],
       temperature=signal["temperature"],

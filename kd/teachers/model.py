@@ -16,7 +16,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,19 +56,44 @@ class Teacher:
   def _everywhere(self):
     return mesh.everywhere(self.weights)
 
-  def logits(self, split: Split, rows, task: Task, batch: int):
-    """Returns the logits [N, V] on the split's `rows`, as numpy float32.
+  def ask(
+    self,
+    split: Split,
+    rows,
+    task: Task,
+    batch: int,
+    fn: Callable[..., Any] = functional.logits,
+    arrays: Sequence[np.ndarray] = (),
+  ) -> Any:
+    """Returns what fn makes of the outputs on the split's `rows`, as numpy.
 
     Every batch is padded to the same shape, and spread over the devices.
+
+    Args:
+      split, rows: the examples, N of them.
+      task: that the split is of.
+      batch: examples in one forward pass.
+      fn: of kd.models.functional.over; by itself it returns logits [N, V].
+      arrays: of each position of the rows, for fn.
     """
-    forward, ahead = functional.spread(self.model, task.signature, batch)
-    out = []
+    forward, ahead = functional.spread(self.model, task.signature, batch, fn)
+    out, each = [], task.positions
     for i in range(0, len(rows), ahead):
       inputs = split.read(rows[i : i + ahead])
-      lacking = [(0, ahead - len(inputs)), *[(0, 0)] * (inputs.ndim - 1)]
-      logits = forward(self._everywhere, np.pad(inputs, lacking))
-      out.append(np.asarray(logits)[: len(inputs)])
-    return np.concatenate(out)
+      count, lacking = len(inputs), ahead - len(inputs)
+      own = [x[i * each : (i + ahead) * each] for x in arrays]
+      found = forward(
+        self._everywhere,
+        _padded(inputs, lacking),
+        *(_padded(x, lacking * each) for x in own),
+      )
+      cut = lambda x, n=count * each: np.asarray(x)[:n]
+      out.append(jax.tree.map(cut, found))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *out)
+
+
+def _padded(x: np.ndarray, lacking: int) -> np.ndarray:
+  return np.pad(x, [(0, lacking), *[(0, 0)] * (x.ndim - 1)])
 
 
 def options(section: Mapping[str, Any]) -> dict[str, Any]:

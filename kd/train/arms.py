@@ -56,10 +56,11 @@ class Part:
 
         sum over terms of weight mean_n loss_n,  n over rows that count
 
-    A row counts that has what the term reads; without one, the term is 0. From
-    V = fused_from on, the terms that kernels.distill_loss expresses are one
-    call of it, which never holds the logits of a large batch, but for those of
-    which some rows may not count.
+    A row counts that the signal counts and that has what the term reads;
+    without one, the term is 0. From V = fused_from on, the terms that
+    kernels.distill_loss expresses are one call of it, which never holds the
+    logits of a large batch, but for those of which some rows may lack what is
+    read. The others then look at a few rows at a time.
     """
     large = student.num_classes >= self.fused_from
     partial = self.partial or (True,) * len(self.terms)
@@ -71,12 +72,13 @@ class Part:
       keys = {**static, **traced}
       weight = keys.pop("weight")
       objective = OBJECTIVES[name]
-      counts = None
+      counts = signal.counts
       if some and objective.rows is not None:
-        counts = objective.rows(signal, student.num_classes, **static)
+        own = objective.rows(signal, student.num_classes, **static)
+        counts = own if counts is None else own & counts
       if large and objective.fused is not None:
         arguments = objective.fused(signal, weight, **keys)
-        if counts is not None:
+        if counts is not signal.counts:
           total = total + _fused(student, arguments, counts)
           continue
         if not shared.keys() & arguments.keys():  # one teacher in one call
@@ -85,7 +87,7 @@ class Part:
       losses = objective.loss(student, signal, **keys)
       total = total + weight * _mean(losses, counts)
     if shared:
-      total = total + _fused(student, shared)
+      total = total + _fused(student, shared, signal.counts)
     return total
 
 

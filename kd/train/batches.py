@@ -45,7 +45,8 @@ class Transfer:
 
   Attributes:
     inputs: the split that holds it.
-    signal: what the teacher left on the split's rows from `first` on.
+    signal: what the teacher left on the split's rows from `first` on, with a
+      row for each of their positions.
     rows: [S, n], positions in the split, drawn for each seed.
     first: the split's row that the signal begins with.
     jitter: pixels by which its images are shifted at random.
@@ -109,8 +110,8 @@ def interval_bytes(train: Mapping[str, Any], seeds: int, task: Task) -> int:
 
 def resident(setup: Setup) -> dict[str, Any]:
   """Returns what lies on the device: {transfer: {"inputs", "signal", "first",
-  "teacher"}}, and under "validation" that split's (inputs, labels), with an
-  axis of runs before them where each run has its own."""
+  "teacher"}}, and under "validation" that split's (inputs, labels, which of
+  them count), with an axis of runs before them where each run has its own."""
   shared: dict[int, Array] = {}  # transfer sets of one pool share its inputs
 
   def inputs(split: Split):
@@ -129,16 +130,30 @@ def resident(setup: Setup) -> dict[str, Any]:
     }
     for name, t in setup.transfers.items()
   }
-  validation = setup.task.validation.arrays()
+  validation = _examples(setup.task.validation)
   if setup.validations:
-    each = [split.arrays() for split in setup.validations]
+    each = [_examples(split) for split in setup.validations]
     validation = tuple(map(np.stack, zip(*each, strict=True)))
   return {**placed, "validation": jax.tree.map(jnp.asarray, validation)}
 
 
-def gather(placed, x: Mapping[str, Array]):
-  """Gathers one batch (inputs, signal) inside the compiled step."""
-  signal = placed["signal"].at(x["rows"] - placed["first"])
+def _examples(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  inputs, labels = split.arrays()
+  counts = split.counts()
+  return (
+    inputs,
+    labels,
+    np.ones(len(labels), bool) if counts is None else counts,
+  )
+
+
+def gather(placed, x: Mapping[str, Array], positions: int):
+  """Gathers one batch (inputs, signal) inside the compiled step; the signal has
+  a row for each of an example's positions."""
+  rows = x["rows"] - placed["first"]
+  if positions > 1:
+    rows = (rows[:, None] * positions + jnp.arange(positions)).ravel()
+  signal = placed["signal"].at(rows)
   if placed["inputs"] is None:
     return x["inputs"], signal
   return jnp.take(placed["inputs"], x["rows"], axis=0), signal

@@ -64,17 +64,24 @@ def bind(
 
 def _lacks(transfer, signal, num_classes, arm: str, name: str, static) -> bool:
   """Returns whether some example that is drawn lacks what a term reads."""
-  counts = _counts(name, static, signal, num_classes)
-  drawn = counts[transfer.rows - transfer.first]
+  has = _counts(name, static, signal, num_classes)
+  asked = np.ones(len(has), bool) if signal.counts is None else signal.counts
+  # [S, n, L]: of each seed, example and position.
+  drawn, asked = (
+    x.reshape(len(transfer.inputs) - transfer.first, -1)[
+      transfer.rows - transfer.first
+    ]
+    for x in (has & asked, asked)
+  )
   reads = terms.reads(name, static)
   known = not transfer.live or "truth" in reads  # a live teacher answers later
-  if known and not drawn.any(axis=-1).all():
+  if known and not drawn.any(axis=(-2, -1)).all():
     raise UserError(
       f"arms.{arm}: {name!r} reads {', '.join(reads)}, and none of the "
-      f"{drawn.shape[-1]} examples of its transfer set has "
+      f"{drawn.shape[-2]} examples of its transfer set has "
       f"{OBJECTIVES[name].needs}"
     )
-  return not drawn.all()
+  return not drawn[asked].all()
 
 
 def _on_host(transfer: Transfer) -> Signal:

@@ -76,9 +76,8 @@ def _forward_flops(group: Group, setup: Setup) -> float:
   def forward(weights, inputs):
     return nnx.merge(graphdef, *weights)(inputs).logits
 
-  lowered = jax.jit(forward).lower(
-    weights, jax.ShapeDtypeStruct(shape, jnp.float32)
-  )
+  dtype = jnp.float32 if setup.task.scale is not None else jnp.int32
+  lowered = jax.jit(forward).lower(weights, jax.ShapeDtypeStruct(shape, dtype))
   return float((lowered.cost_analysis() or {})["flops"])
 
 

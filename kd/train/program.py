@@ -93,8 +93,7 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
 
   def batch(name, placed, x, key):
     transfer = setup.transfers[name]
-    scale, graphdef = setup.task.scale, teachers.get(name)
-    return make_batch(transfer, scale, graphdef, placed, x, key)
+    return make_batch(transfer, setup.task, teachers.get(name), placed, x, key)
 
   def train(own, bundle, state, stream, steps, xs, resident):
     """Scans over the steps, a bundle of groups side by side."""

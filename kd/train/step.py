@@ -18,7 +18,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from kd import metrics, signals
-from kd.models.functional import predict
+from kd.data.task import Task
+from kd.models.functional import over, scaled
 from kd.signals import Signal
 from kd.train import batches, optimizer
 from kd.train.arms import Group
@@ -75,20 +76,20 @@ def initial(group: Group, setup: Setup, params, rest, numbers) -> TrainState:
 
 
 def make_batch(
-  transfer: Transfer, scale: float, graphdef, placed, x, key: Array
+  transfer: Transfer, task: Task, graphdef, placed, x, key: Array
 ) -> tuple[Array, Signal]:
   """Makes a batch, once for all arms of a transfer set.
 
   Args:
     transfer: says what is done with the examples.
-    scale: what inputs are multiplied with.
+    task: that they are of.
     graphdef: the live teacher's, if there is one.
     placed: what lies on the device of the transfer set (kd.train.batches).
     x: which rows, and their inputs where those are streamed.
     key: of what is random in it.
   """
-  inputs, signal = batches.gather(placed, x)
-  inputs = inputs.astype(jnp.float32) * scale
+  inputs, signal = batches.gather(placed, x, task.positions)
+  inputs = scaled(inputs, task.signature)
   if transfer.jitter:
     inputs = jitter(key, inputs, transfer.jitter)
   if transfer.live:
@@ -120,6 +121,7 @@ def ask(graphdef, weights, live: batches.Live, inputs, signal, key) -> Signal:
     samples=live.samples,
     temperature=live.temperature,
     key=key,
+    counts=signal.counts,
   )
 
 
@@ -228,18 +230,24 @@ def validate(
   Args:
     graphdef: the student's.
     setup: what the runs share.
-    examples: inputs and labels of the split.
+    examples: inputs and labels of the split, and which labels count.
     step: the last that was taken, counted from 1.
     state: of one run.
   """
-  inputs, labels = examples
-  logits = predict(
-    graphdef, state.weights, inputs, setup.task.signature, setup.eval_batch
+  inputs, labels, counts = examples
+  right, nll, finite = over(
+    graphdef,
+    state.weights,
+    inputs,
+    setup.task.signature,
+    setup.eval_batch,
+    _judge,
+    (labels,),
   )
-  accuracy = metrics.accuracy(logits, labels)
+  accuracy, nll = (jnp.mean(x, where=counts) for x in (right, nll))
   step = jnp.asarray(step, jnp.int32)
-  bad = (state.diverged == 0) & ~_all_finite((state.weights, logits))
-  diverged = jnp.where(bad, step, state.diverged)
+  bad = ~(_all_finite(state.weights) & jnp.all(finite))
+  diverged = jnp.where((state.diverged == 0) & bad, step, state.diverged)
   better = (accuracy > state.best_accuracy) & (diverged == 0)
   best = state.weights, accuracy, step
   kept = state.best, state.best_accuracy, state.best_step
@@ -255,9 +263,24 @@ def validate(
   )
   return state, {
     "validation_accuracy": accuracy,
-    "validation_nll": metrics.nll_from_logits(logits, labels),
+    "validation_nll": nll,
     "diverged": diverged,
   }
+
+
+def _judge(outputs, labels):
+  """Returns what `validate` needs of each label: whether it is the answer, its
+  NLL, and whether all logits are finite."""
+
+  def one(logits, label):
+    label = jnp.maximum(label, 0)  # one that does not count
+    return (
+      metrics.accuracy(logits, label),
+      metrics.nll_from_logits(logits, label),
+      jnp.all(jnp.isfinite(logits)),
+    )
+
+  return outputs.each(one, labels)
 
 
 def _all_finite(tree) -> Array:

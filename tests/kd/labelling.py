@@ -7,6 +7,7 @@ a fork of what has imported all that it needs. It says which, then "batch"
 before each batch, and "end" when the process is done or killed.
 """
 
+import functools
 import os
 import sys
 import time
@@ -15,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd import config
+from kd import config, signals
 from kd.signals import label
 
-COUNT, WIDTH = 700, 6
+COUNT, WIDTH, BATCH = 700, 6, 64
 FACTS = {"teacher": "abc", "task": "def", "rows": [0, COUNT]}
 
 
@@ -37,32 +38,69 @@ def forward(x, w):
   return x @ w
 
 
+def logits(rows, *, count=COUNT, classes=40):
+  """Asks a linear teacher about random inputs."""
+  x, w = inputs(rows, count), weights(classes)
+  lacking = -len(x) % BATCH
+  return np.asarray(forward(np.pad(x, ((0, lacking), (0, 0))), w))[: len(x)]
+
+
+def truth_of(count=COUNT, classes=40):
+  return np.random.default_rng(2).integers(0, classes, count)
+
+
+def asks(section, logits, truth=None):
+  """Returns a plan's `ask` of a teacher whose logits are a function of rows."""
+  make = jax.jit(label.Asked.of(section))
+
+  def ask(rows):
+    found = []
+    for i in range(0, len(rows), BATCH):  # of one shape
+      own = rows[i : i + BATCH]
+      lacking = BATCH - len(own)
+      y = np.full(len(own), -1) if truth is None else truth[own]
+      signal = make(
+        signals.Dense(jnp.pad(logits(own), ((0, lacking), (0, 0)), "edge")),
+        np.pad(y, (0, lacking)),
+        np.pad(own, (0, lacking)),
+      )
+      found.append(jax.tree.map(np.asarray, signal).at(np.arange(len(own))))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *found)
+
+  return ask
+
+
 def plan(
-  *, classes=40, count=COUNT, facts=None, truth=True, pause=0.0, **section
+  *,
+  classes=40,
+  count=COUNT,
+  facts=None,
+  truth=True,
+  pause=0.0,
+  logits=logits,
+  **section,
 ):
   """Returns a plan of a linear teacher on random inputs."""
-  w = weights(classes)
+  options = config.defaults().signal.to_dict()
+  options |= {"shard_size": 128, "samples": 4, "k": 8, **section}
+  labels = truth_of(count, classes) if truth else None
+  of_teacher = functools.partial(logits, count=count, classes=classes)
+  made = asks(options, of_teacher, labels)
 
-  def logits(rows):
+  def ask(rows):
     if pause:
       print("batch", flush=True)
       time.sleep(pause)
-    x = inputs(rows, count)
-    lacking = -len(x) % 64
-    return np.asarray(forward(np.pad(x, ((0, lacking), (0, 0))), w))[: len(x)]
+    return made(rows)
 
-  options = config.defaults().signal.to_dict()
-  options |= {"shard_size": 128, "samples": 4, "k": 8}
-  labels = np.random.default_rng(2).integers(0, classes, count)
   return label.Plan(
-    section={**options, **section},
+    section=options,
     count=count,
     num_classes=classes,
     inputs=lambda rows: inputs(rows, count),
-    logits=logits,
-    truth=labels if truth else None,
+    ask=ask,
     facts=FACTS if facts is None else facts,
-    batch=64,
+    batch=BATCH,
   )
 
 

@@ -57,20 +57,27 @@ class EachTest(parameterized.TestCase):
   )
   def test_the_mean_over_examples_is_the_metric(self, metric):
     teacher = RNG.normal(size=(400, 5)).astype(np.float32)
-    found = scores.scores(LOGITS, LABELS, teacher, bins=15, num_classes=5)
-    each = np.asarray(scores.each(LOGITS, LABELS, teacher, metric=metric))
+    rows = scores.of_logits(LOGITS, LABELS, teacher)
+    found = scores.values(rows, LABELS, bins=15, num_classes=5)
+    each = scores.primary(rows, LABELS, metric)
     self.assertEqual(np.isnan(each).any(), metric == "recall_3")
     mean = np.nanmean(each, dtype=np.float64)
     self.assertAlmostEqual(mean, found[metric.removesuffix("_best")], 5)
 
   def test_an_example_without_an_answer_is_left_out(self):
     answers = np.where(LABELS == 3, -1, LABELS)
-    each = np.asarray(scores.each(LOGITS, LABELS, answers, metric="agreement"))
+    rows = scores.of_logits(LOGITS, LABELS, answers)
+    each = scores.primary(rows, LABELS, "agreement")
     np.testing.assert_array_equal(np.isnan(each), LABELS == 3)
 
   @parameterized.parameters("ece", "best_step", "kl_to_teacher")
   def test_none_where_there_is_none(self, metric):
-    self.assertIsNone(scores.each(LOGITS, LABELS, None, metric=metric))
+    rows = scores.of_logits(LOGITS, LABELS)
+    self.assertIsNone(scores.primary(rows, LABELS, metric))
+
+
+def reliability(logits, labels, bins):
+  return scores.reliability(scores.of_logits(logits, labels), bins)
 
 
 class ReliabilityTest(parameterized.TestCase):
@@ -85,7 +92,7 @@ class ReliabilityTest(parameterized.TestCase):
     exact = np.asarray(jax.nn.softmax(logits))[..., 0] == edges[:, None]
     self.assertTrue(exact.any(-1).all())
     logits = logits[np.arange(len(edges)), exact.argmax(-1)]
-    count = scores.reliability(logits, np.zeros(len(edges), int), bins)["count"]
+    count = reliability(logits, np.zeros(len(edges), int), bins)["count"]
     self.assertEqual(
       np.flatnonzero(count).tolist(), list(range(bins // 2, bins - 1))
     )
@@ -94,13 +101,13 @@ class ReliabilityTest(parameterized.TestCase):
       below = np.float32(edge - 0.2 / bins)
       low = np.log(below / (1 - below))
       both = np.stack([z, [low, 0.0]]).astype(np.float32)
-      found = scores.reliability(both, np.array([0, 1]), bins)
+      found = reliability(both, np.array([0, 1]), bins)
       self.assertEqual(max(found["count"]), 2)
       ece = metrics.ece(jax.nn.softmax(both), np.array([0, 1]), bins)
       self.assertAlmostEqual(float(ece), abs((edge + below) / 2 - 0.5), 6)
 
   def test_counts_add_up_and_give_the_ece(self):
-    bins = scores.reliability(LOGITS, LABELS, 15)
+    bins = reliability(LOGITS, LABELS, 15)
     self.assertEqual(sum(bins["count"]), 400)
     gap = sum(
       n / 400 * abs(a - c)
@@ -118,15 +125,11 @@ class ReliabilityTest(parameterized.TestCase):
     logits = np.array(LOGITS)
     logits[:7, 2] = np.nan
     logits[7, 1] = np.inf
-    bins = scores.reliability(logits[None], LABELS, 15)
-    self.assertEqual(bins, scores.reliability(LOGITS[None, 8:], LABELS[8:], 15))
-    none = scores.reliability(np.full((2, 4, 5), np.nan), LABELS[:4], 3)
+    bins = reliability(logits, LABELS, 15)
+    self.assertEqual(bins, reliability(LOGITS[8:], LABELS[8:], 15))
+    none = reliability(np.full((4, 5), np.nan), LABELS[:4], 3)
     self.assertEqual(none["count"], [0, 0, 0])
     json.dumps(none, allow_nan=False)
-
-  def test_runs_are_pooled(self):
-    twice = scores.reliability(np.stack([LOGITS, LOGITS]), LABELS, 10)
-    self.assertEqual(sum(twice["count"]), 800)
 
 
 class ArmTest(absltest.TestCase):
@@ -167,7 +170,8 @@ class TeacherTest(absltest.TestCase):
   def test_what_is_not_finite_is_none(self):
     logits = np.array(LOGITS)
     logits[0, 0] = np.nan
-    values, bins = scores.teacher(logits, LABELS, bins=15, num_classes=5)
+    rows = scores.of_logits(logits, LABELS)
+    values, bins = scores.teacher(rows, LABELS, bins=15, num_classes=5)
     for metric in ("accuracy", "nll", "ece", "brier"):
       self.assertIsNone(values[metric])
     self.assertNotIn("agreement", values)

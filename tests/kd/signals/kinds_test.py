@@ -73,7 +73,7 @@ class SampleTest(absltest.TestCase):
     logits = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
     options = {"samples": 6, "temperature": 1.0, "seed": 3}
     whole = signals.make(logits, None, **options)
-    part = signals.make(logits[4:], None, first=4, **options)
+    part = signals.make(logits[4:], None, numbers=4 + np.arange(5), **options)
     np.testing.assert_array_equal(whole.samples.ids[4:], part.samples.ids)
 
   def test_top_k_is_exact(self):

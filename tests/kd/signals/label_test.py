@@ -122,15 +122,14 @@ class LabelTest(parameterized.TestCase):
   def test_nothing_is_asked_twice(self):
     asked = []
     plan = labelling.plan()
-    ask = plan.logits
 
-    def logits(rows):
+    def ask(rows):
       asked.extend(rows)
       if len(asked) == 300:
         raise KeyboardInterrupt
-      return ask(rows)
+      return whole.ask(rows)
 
-    plan = dataclasses.replace(plan, logits=logits)
+    plan, whole = dataclasses.replace(plan, ask=ask), plan
     for _ in range(3):
       try:
         label.label(self.folder, plan)
@@ -148,14 +147,13 @@ class LabelTest(parameterized.TestCase):
     self.assertEqual(contents(self.folder), self.whole())
 
   def test_logits_that_are_not_finite(self):
-    plan = labelling.plan()
 
-    def logits(rows):
-      out = plan.logits(rows).copy()
+    def logits(rows, **options):
+      out = labelling.logits(rows, **options).copy()
       out[rows == 130] = np.nan
       return out
 
-    bad = dataclasses.replace(plan, logits=logits)
+    bad = labelling.plan(logits=logits)
     with self.assertRaisesRegex(UserError, "row 130 .* not finite"):
       label.label(self.folder, bad)
 

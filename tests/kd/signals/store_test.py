@@ -22,8 +22,8 @@ from tests.kd import labelling
 def made(plan):
   """Returns the signal that a plan asks for, without a store."""
   signal = signals.make(
-    plan.logits(np.arange(plan.count)),
-    plan.truth,
+    labelling.logits(np.arange(plan.count), classes=plan.num_classes),
+    labelling.truth_of(classes=plan.num_classes),
     samples=plan.section["samples"],
     temperature=plan.section["temperature"],
     seed=plan.section["seed"],
@@ -74,7 +74,7 @@ class ReadTest(Folder):
     plan = self.write(keep="top_k", k=k, temperatures=(1.0, 4.0), samples=0)
     read = store.read(self.folder, plan.kept)
     top = read.dense
-    z = np.float64(plan.logits(np.arange(plan.count)))
+    z = np.float64(labelling.logits(np.arange(plan.count)))
     expected_ids = np.sort(np.argsort(-z, axis=-1)[:, :k], axis=-1)
     np.testing.assert_array_equal(top.ids, expected_ids)
     entropy = scipy.stats.entropy(scipy.special.softmax(z, axis=-1), axis=-1)
@@ -302,7 +302,7 @@ class ErrorTest(Folder):
     said = self.metadata()["error"]
     self.assertEqual(said["examples"], plan.count)
     dense = store.read(self.folder, plan.kept).dense
-    z = np.float64(plan.logits(np.arange(plan.count)))
+    z = np.float64(labelling.logits(np.arange(plan.count)))
     for t in (1.0, 2.0):
       log_p = z / t - np.log(np.exp(z / t).sum(-1, keepdims=True))
       if keep == "top_k":

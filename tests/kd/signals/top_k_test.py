@@ -16,7 +16,7 @@ from kd.data.registry import load
 from kd.errors import UserError
 from kd.signals import label, store
 from kd.train import arms, batches, loop
-from tests.kd import oracles, small
+from tests.kd import labelling, oracles, small
 from tests.kd.study import phases_test
 
 TOP = {
@@ -123,10 +123,9 @@ def stored(section, task, teacher_logits):
     count=len(task.train),
     num_classes=task.num_classes,
     inputs=task.train.read,
-    logits=lambda rows: teacher_logits[rows],
-    truth=None,
+    ask=labelling.asks(section, lambda rows: teacher_logits[rows]),
     facts={},
-    batch=512,
+    batch=labelling.BATCH,
   )
   with tempfile.TemporaryDirectory() as parent:
     folder = os.path.join(parent, "signal")
