@@ -29,7 +29,9 @@ class Outputs:
       where there is a `soft_cap`, soft_cap tanh(z / soft_cap) are.
     kept: a vocabulary that is smaller than the kernel's: its class i is column
       kept[i], and its last class is all other columns together, whose logit is
-      their log-sum-exp; None where classes are columns.
+      their log-sum-exp. None where classes are columns.
+    vocab_size: V, where the kernel has columns more that pad it; they are no
+      classes. None: all are.
     soft_cap, scale: Gemma 2 has a cap of 30, Granite divides its logits.
     large_from: the columns from which on what is asked of the logits is
       computed for a few rows at a time, or for a few classes.
@@ -39,6 +41,9 @@ class Outputs:
   kernel: Float[Array, "H V"]
   bias: Float[Array, "V"] | None = None
   kept: Int[Array, "C"] | None = None
+  vocab_size: int | None = dataclasses.field(
+    default=None, metadata={"static": True}
+  )
   soft_cap: float | None = dataclasses.field(
     default=None, metadata={"static": True}
   )
@@ -51,7 +56,7 @@ class Outputs:
   def num_classes(self) -> int:
     if self.kept is not None:
       return len(self.kept) + 1
-    return self.kernel.shape[-1]
+    return self.vocab_size or self.kernel.shape[-1]
 
   @property
   def is_large(self) -> bool:
@@ -66,7 +71,14 @@ class Outputs:
     """
     if self.kept is not None:
       raise ValueError("a smaller vocabulary than the head's has no head")
-    return Head(self.hidden, self.kernel, self.bias)
+    return Head(
+      self.hidden,
+      self.kernel,
+      self.bias,
+      self.vocab_size,
+      soft_cap=self.soft_cap,
+      scale=self.scale,
+    )
 
   def _bounded(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
     z = z if self.scale == 1.0 else self.scale * z
@@ -75,11 +87,12 @@ class Outputs:
     return self.soft_cap * jnp.tanh(z / self.soft_cap)
 
   def _logits(self, hidden: Float[Array, "... H"]) -> Float[Array, "... V"]:
-    z = hidden @ self.kernel
+    z = jnp.matmul(hidden, self.kernel, preferred_element_type=jnp.float32)
     z = self._bounded(z if self.bias is None else z + self.bias)
+    if self.vocab_size is not None:
+      z = z[..., : self.vocab_size]
     if self.kept is None:
       return z
-    z = z.astype(jnp.float32)
     other = jnp.ones(z.shape[-1], bool).at[self.kept].set(False)
     rest = jax.nn.logsumexp(jnp.where(other, z, -jnp.inf), -1, keepdims=True)
     return jnp.concatenate([jnp.take(z, self.kept, -1), rest], -1)
@@ -109,7 +122,9 @@ class Outputs:
     if not self.is_large:
       return jnp.take_along_axis(self.logits, ids, axis=-1)
     columns = jnp.take(self.kernel, ids, axis=-1)  # [H, B, K]
-    z = jnp.einsum("bh,hbk->bk", self.hidden, columns)
+    z = jnp.einsum(
+      "bh,hbk->bk", self.hidden, columns, preferred_element_type=jnp.float32
+    )
     return self._bounded(z if self.bias is None else z + self.bias[ids])
 
   def log_probs_at(
