@@ -169,7 +169,7 @@ def careful_loop(hidden: tuple[int, ...], size: Size) -> Callable[[float], Any]:
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state, temperature, rows):
     params, rest, opt = state
-    inputs, signal = gather(placed, {"rows": rows})
+    inputs, signal = gather(placed, {"rows": rows}, setup.task.positions)
 
     def loss_fn(params):
       model = nnx.merge(graphdef, params, rest)

@@ -45,6 +45,8 @@ SECTION = Check("a section", lambda v: isinstance(v, Mapping))
 TRAIN = {
   "steps": Key(400, integer(1)),
   "batch_size": Key(64, integer(1, MOST_ROWS)),
+  # Parts in which a step looks at its batch, so that it takes less memory.
+  "accumulate": Key(1, integer(1, MOST_ROWS)),
   "optimizer": Key("adam", choice("sgd", "adam", "adamw")),
   "learning_rate": Key(3e-3, number(above=0)),
   # Decoupled; of sgd and adamw.
@@ -222,6 +224,11 @@ def fill(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
 def check_train(path: str, train: Mapping[str, Any]) -> None:
   """Refuses a weight decay that the optimiser would ignore, and a warm-up that
   would not end."""
+  if train["batch_size"] % train["accumulate"]:
+    raise UserError(
+      f"{path}.accumulate = {train['accumulate']}: expected a divisor of "
+      f"{path}.batch_size = {train['batch_size']}"
+    )
   if train["warmup_steps"] >= train["steps"]:
     raise UserError(
       f"{path}.warmup_steps = {train['warmup_steps']}: expected fewer than "

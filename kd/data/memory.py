@@ -138,7 +138,9 @@ def task_of(
     resident=is_resident(task, form, splits),
     slices=(*(task[part] for part in PARTS), f"seed {task['seed']}"),
     test_groups=_numbered(groups, test, where),
-    **splits,
+    train=splits["train"],
+    validation=splits["validation"],
+    test=splits["test"],
   )
 
 

@@ -112,7 +112,9 @@ def load(task: Mapping[str, Any]) -> Task:
     resident=is_resident(task, form, splits),
     slices=(*(task[part] for part in PARTS), f"seed {task['seed']}"),
     test_groups=groups,
-    **splits,
+    train=splits["train"],
+    validation=splits["validation"],
+    test=splits["test"],
   )
 
 

@@ -38,9 +38,9 @@ def judge(
 ) -> dict[str, Array]:
   """Returns what metrics are means of, [N] each: nats, or fractions; and the
   `confidence`, the highest probability. NaN for a label that is no class."""
-  answers = not isinstance(said, TopK) and jnp.ndim(said) == 1
-  has = {"": True, "teacher": said is not None}
-  has["logits"] = said is not None and not answers
+  known = said is not None
+  answers = known and not isinstance(said, TopK) and said.ndim == 1
+  has = {"": True, "teacher": known, "logits": known and not answers}
   asked = {
     name: m.each
     for name, m in registry.METRICS.items()

@@ -45,6 +45,7 @@ class Objective:
       kernels.distill_loss computes the weighted loss, if it can.
     limit: (keys) -> "", or which keys do not go together.
     classes: the fewest for which it is defined.
+    couples: whether an example's loss depends on the others of its batch.
   """
 
   loss: Callable[..., Loss]
@@ -56,6 +57,7 @@ class Objective:
   fused: Callable[..., dict[str, Any]] | None = None
   limit: Callable[[Mapping[str, Any]], str] = lambda keys: ""
   classes: int = 1
+  couples: bool = False
 
 
 def _target(signal: Signal, target: str):
@@ -139,7 +141,9 @@ def _dkd(
 def _dist(
   student: Outputs, signal: Signal, *, beta, gamma, temperature
 ) -> Loss:
-  return of_logits.dist(student.logits, signal.logits, beta, gamma, temperature)
+  return of_logits.dist(
+    student.logits, signal.logits, beta, gamma, temperature, signal.counts
+  )
 
 
 def _partial_plackett_luce(student: Outputs, signal: Signal, *, k) -> Loss:
@@ -310,6 +314,7 @@ OBJECTIVES: dict[str, Objective] = {
     {"beta": WEIGHT, "gamma": WEIGHT, **TEMPERATURE},
     reads="logits",
     words="relations within and between classes",
+    couples=True,
   ),
   "partial_plackett_luce": Objective(
     _partial_plackett_luce,

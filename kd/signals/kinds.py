@@ -240,6 +240,22 @@ def _from_the_largest(logits: Float[Array, "V"]) -> Float[Array, "V"]:
   return z - jnp.max(z)
 
 
+def part(signal: Signal, i: Array, parts: int) -> Signal:
+  """Returns the i-th of equal parts of a batch's rows."""
+  live = signal.dense if isinstance(signal.dense, Outputs) else None
+  if live is not None:  # whose head belongs to all rows
+    signal = dataclasses.replace(signal, dense=live.hidden)
+  size = len(signal.truth.ids) // parts
+  own = jax.tree.map(
+    lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size), signal
+  )
+  if live is None:
+    return own
+  return dataclasses.replace(
+    own, dense=dataclasses.replace(live, hidden=own.dense)
+  )
+
+
 def of_labels(ids: ArrayLike, counts: ArrayLike | None = None) -> Signal:
   """Returns what a teacher in training learns from: true labels alone."""
   ids = jnp.asarray(ids, jnp.int32)

@@ -207,7 +207,7 @@ def _parts(
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-  """What a section asks of a teacher: hashable, so that it compiles once.
+  """What a section asks of a teacher; hashable, so that it compiles once.
 
   Attributes:
     k: of top_k; 0 keeps all logits.

@@ -16,6 +16,7 @@ import jax
 from kd import models
 from kd.config import sections
 from kd.errors import UserError, brief
+from kd.objectives.registry import OBJECTIVES
 from kd.study import replicates, tune
 from kd.teachers import answers, funnel
 from kd.train import arms
@@ -62,6 +63,13 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
     funnel.check(f"filters.{name}", chain, asks)
   models.check("student", settings["student"])
   groups = arms.group(settings["arms"], black_box=asks)
+  parts = settings["train"]["accumulate"]
+  for name, _ in (t for g in groups for p in g.parts for t in p.terms):
+    if parts > 1 and OBJECTIVES[name].couples:
+      raise UserError(
+        f"train.accumulate = {parts}: {name!r} compares all examples of a "
+        "batch, expected 1"
+      )
   for name, arm in settings["arms"].items():
     section = arm["signal"]
     if section["live"] and (section["filter"] or asks):

@@ -11,14 +11,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from kd import divergences, models
-from kd.models.outputs import Outputs
+from kd.models.outputs import AT_A_TIME, Outputs
 from kd.objectives import terms
-from kd.objectives.registry import OBJECTIVES
+from kd.objectives.registry import OBJECTIVES, Objective
 from kd.signals import Signal
 from kernels import distill_loss
 
@@ -50,9 +51,13 @@ class Part:
   partial: tuple[bool, ...] | None = None
 
   def loss(
-    self, student: Outputs, signal: Signal, numbers: Sequence[Mapping]
+    self,
+    student: Outputs,
+    signal: Signal,
+    numbers: Sequence[Mapping],
+    whole: Signal | None = None,
   ) -> Float[Array, ""]:
-    """Returns a batch's loss; `numbers` are one arm's.
+    """Returns a batch's loss, or what a part of it adds to that.
 
         sum over terms of weight mean_n loss_n,  n over rows that count
 
@@ -61,6 +66,11 @@ class Part:
     kernels.distill_loss expresses are one call of it, which never holds the
     logits of a large batch, but for those of which some rows may lack what is
     read. The others then look at a few rows at a time.
+
+    Args:
+      student, signal: of the batch, or of the part.
+      numbers: one arm's.
+      whole: the signal of the batch that this is a part of.
     """
     large = student.num_classes >= self.fused_from
     partial = self.partial or (True,) * len(self.terms)
@@ -72,46 +82,100 @@ class Part:
       keys = {**static, **traced}
       weight = keys.pop("weight")
       objective = OBJECTIVES[name]
-      counts = signal.counts
-      if some and objective.rows is not None:
-        own = objective.rows(signal, student.num_classes, **static)
-        counts = own if counts is None else own & counts
+      lacking = objective.rows if some else None
+
+      def counted(of, lacking=lacking, static=static):
+        if lacking is None:
+          return of.counts
+        own = lacking(of, student.num_classes, **static)
+        return own if of.counts is None else own & of.counts
+
+      counts, every = counted(signal), counted(whole or signal)
+      weights = _weights(counts, every, whole)
       if large and objective.fused is not None:
         arguments = objective.fused(signal, weight, **keys)
-        if counts is not signal.counts:
-          total = total + _fused(student, arguments, counts)
+        if lacking is not None:
+          total = total + _fused(student, arguments, counts, weights)
           continue
         if not shared.keys() & arguments.keys():  # one teacher in one call
           shared |= arguments
           continue
-      losses = objective.loss(student, signal, **keys)
-      total = total + weight * _mean(losses, counts)
+      losses = _losses(objective, student, signal, keys)
+      total = total + weight * _mean(losses, weights)
     if shared:
-      total = total + _fused(student, shared, signal.counts)
+      counts = signal.counts
+      weights = _weights(counts, (whole or signal).counts, whole)
+      total = total + _fused(student, shared, counts, weights)
     return total
+
+
+def _weights(
+  counts: Bool[Array, "B"] | None,
+  every: Bool[Array, "N"] | None,
+  whole: Signal | None,
+) -> Float[Array, "B"] | float | None:
+  """Returns each row's share of the mean over a whole batch.
+
+  Args:
+    counts: which rows do; None is all.
+    every: the same of the whole batch.
+    whole: its signal, where these rows are a part of it.
+
+  Returns:
+    None where rows have equal shares that sum to 1.
+  """
+  if counts is not None:
+    assert every is not None
+    return counts / jnp.maximum(every.sum(), 1)
+  return None if whole is None else 1 / len(whole.truth.ids)
 
 
 def _fused(
   student: Outputs,
   arguments: dict[str, Any],
-  counts: Bool[Array, "B"] | None = None,
+  counts: Bool[Array, "B"] | None,
+  weights: Float[Array, "B"] | float | None,
 ) -> Float[Array, ""]:
-  """Returns the kernels' loss, as a mean over the rows that count."""
+  """Returns the kernels' loss, a weighted sum over rows."""
   arguments = NO_TEACHER | arguments
-  if counts is not None:
-    arguments["weights"] = counts / jnp.maximum(counts.sum(), 1)
-    if "labels" in arguments:  # the kernels make NaN of what is no class
-      arguments["labels"] = jnp.where(counts, arguments["labels"], 0)
+  if weights is not None:
+    arguments["weights"] = jnp.broadcast_to(weights, len(student.hidden))
+  if counts is not None and "labels" in arguments:
+    # The kernels make NaN of what is no class.
+    arguments["labels"] = jnp.where(counts, arguments["labels"], 0)
   return distill_loss(student.head, **arguments)[0]
 
 
+def _losses(objective: Objective, student: Outputs, signal: Signal, keys):
+  """Returns an objective's losses [B]; where V is large, of a few rows at a
+  time and again in the backward pass, so that the logits of a batch are never
+  there."""
+  rows, size = len(student.hidden), AT_A_TIME // student.num_classes
+  if objective.couples or not student.is_large or rows <= size:
+    return objective.loss(student, signal, **keys)
+  live = signal.dense if isinstance(signal.dense, Outputs) else None
+  if live is not None:
+    signal = dataclasses.replace(signal, dense=live.hidden)
+
+  @jax.checkpoint
+  def one(row):
+    hidden, own = jax.tree.map(lambda x: x[None], row)
+    if live is not None:
+      teacher = dataclasses.replace(live, hidden=own.dense)
+      own = dataclasses.replace(own, dense=teacher)
+    alone = dataclasses.replace(student, hidden=hidden)
+    return objective.loss(alone, own, **keys)[0]
+
+  return jax.lax.map(one, (student.hidden, signal), batch_size=max(size, 1))
+
+
 def _mean(
-  losses: Float[Array, "B"], counts: Bool[Array, "B"] | None
+  losses: Float[Array, "B"], weights: Float[Array, "B"] | float | None
 ) -> Float[Array, ""]:
-  """Returns the mean over the rows that count; 0 where none does."""
-  if counts is None:
+  """Returns the weighted sum of losses; of weight 0, whatever they are."""
+  if weights is None:
     return jnp.mean(losses)
-  return jnp.where(counts, losses, 0.0).sum() / jnp.maximum(counts.sum(), 1)
+  return jnp.where(weights > 0, losses * weights, 0.0).sum()
 
 
 @dataclasses.dataclass(frozen=True)

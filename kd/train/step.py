@@ -152,22 +152,9 @@ def train_step(
   Returns:
     (state, {"loss" [A], "grad_norm" [A]}).
   """
-  inputs, signal = batch
-
-  def apply(params, rest):
-    # A copy, since training updates the batch statistics.
-    model = nnx.merge(graphdef, params, rest, copy=True)
-    outputs = model(inputs, nnx.Rngs(dropout=key))
-    _, _, rest = nnx.split(model, nnx.Param, ...)
-    return outputs, rest
-
-  outputs, pullback, rest = jax.vjp(
-    lambda params: each_arm(apply, group)(params, state.rest),
-    state.params,
-    has_aux=True,
+  loss, grads, rest = gradients(
+    graphdef, group, state, batch, key, setup.train["accumulate"]
   )
-  loss, cotangents = losses(group, outputs, signal)
-  (grads,) = pullback(cotangents)
   norm = each_arm(optax.tree.norm, group)(grads)
   alive = state.diverged == 0
   good = alive & jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -184,11 +171,62 @@ def train_step(
   return state, {"loss": loss, "grad_norm": norm}
 
 
-def losses(group: Group, outputs, signal: Signal):
-  """Returns each arm's loss [A], and its gradient in the model's outputs."""
+def gradients(
+  graphdef, group: Group, state, batch: tuple[Array, Signal], key, parts: int
+):
+  """Returns each arm's loss [A], its gradient, and the model's other variables.
+
+  Args:
+    graphdef, group, state, batch, key: of `train_step`.
+    parts: in which the batch is looked at, one after another, so that fewer
+      activations are there at once. The loss is that of the whole batch, a
+      mean over all the positions in it that count.
+  """
+  inputs, signal = batch
+
+  def look(rest, part, key, whole):
+    inputs, signal = part
+
+    def apply(params, rest):
+      # A copy, since training updates the batch statistics.
+      model = nnx.merge(graphdef, params, rest, copy=True)
+      outputs = model(inputs, nnx.Rngs(dropout=key))
+      _, _, rest = nnx.split(model, nnx.Param, ...)
+      return outputs, rest
+
+    outputs, pullback, rest = jax.vjp(
+      lambda params: each_arm(apply, group)(params, rest),
+      state.params,
+      has_aux=True,
+    )
+    loss, cotangents = losses(group, outputs, signal, whole)
+    return loss, *pullback(cotangents), rest
+
+  if parts == 1:
+    return look(state.rest, batch, key, None)
+
+  def add(carry, i):
+    total, rest = carry
+    part = signals.part(signal, i, parts)
+    size = len(inputs) // parts
+    own = jax.lax.dynamic_slice_in_dim(inputs, i * size, size)
+    *found, rest = look(rest, (own, part), jax.random.fold_in(key, i), signal)
+    return (jax.tree.map(jnp.add, total, tuple(found)), rest), None
+
+  count = jnp.zeros(len(group.names) if len(group.names) > 1 else ())
+  zero = count, jax.tree.map(jnp.zeros_like, state.params)
+  ((loss, grads), rest), _ = jax.lax.scan(
+    add, (zero, state.rest), jnp.arange(parts)
+  )
+  return loss, grads, rest
+
+
+def losses(group: Group, outputs, signal: Signal, whole: Signal | None):
+  """Returns each arm's loss [A], and its gradient in the model's outputs; of a
+  part of a batch, what it adds to them (`Part.loss`)."""
 
   def score(part, outputs):
-    fn = lambda outputs, numbers: part.loss(outputs, signal, numbers)
+    fn = lambda outputs, numbers: part.loss(outputs, signal, numbers, whole)
     numbers = drop_axis(group, part.numbers)
     return each_arm(jax.value_and_grad(fn), group)(outputs, numbers)
 
