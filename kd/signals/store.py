@@ -13,8 +13,9 @@ that is damaged, or made of anything else than the study expects, and says what.
 import dataclasses
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -32,6 +33,7 @@ from kd.signals.codec import Field
 
 FORMAT = 2
 ROWS = 64  # in a record: whole records are read, and random ones quickly
+MOST_KEYS = 4096  # that are looked at of a signal that is streamed
 AT_ONCE = 128  # records unpacked by one thread at once; measured: docs/top_k.md
 KEY = "key"
 # What a study may ask less of than a store holds.
@@ -100,10 +102,10 @@ def to_arrays(signal: Signal, of: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def to_signal(
-  arrays: Mapping[str, np.ndarray], temperatures: Sequence[float]
+  arrays: Mapping[str, Any], temperatures: Sequence[float]
 ) -> Signal:
-  """Makes a signal of what `to_arrays` returns."""
-  x = {k: jnp.asarray(v) for k, v in arrays.items() if k != KEY}
+  """Makes a signal of what `to_arrays` returns, of the same arrays."""
+  x = arrays
   dense = Dense(x["logits"])
   if "ids" in x:
     kept = tuple(float(t) for t in temperatures)
@@ -252,6 +254,16 @@ class Store:
       self._last = (record, arrays)
     return {k: x[row - self._starts[record]] for k, x in self._last[1].items()}
 
+  def at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the arrays of rows [...], by name, reading each record once."""
+    records = np.searchsorted(self._starts, rows, "right") - 1
+    distinct, place = np.unique(records, return_inverse=True)
+    data = b"".join(self._records.__getitems__(distinct.tolist()))
+    sizes = self._starts[distinct + 1] - self._starts[distinct]
+    firsts = np.cumsum(sizes) - sizes  # of each record, in what was read
+    own = firsts[place.reshape(rows.shape)] + rows - self._starts[records]
+    return {k: x[own] for k, x in codec.unpack(self.schema, data).items()}
+
   def arrays(self) -> dict[str, np.ndarray]:
     """Returns the arrays of all rows, by name."""
     out = {
@@ -283,6 +295,30 @@ def _check_shard(path: str, shard: Mapping[str, Any]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Streamed:
+  """A signal that is read from its store as batches need it.
+
+  Attributes:
+    store: where it is.
+    counts: as of a Signal.
+  """
+
+  store: Store
+  counts: np.ndarray | None = None
+
+  def __len__(self) -> int:
+    return len(self.store)
+
+  def at(self, rows: np.ndarray) -> Signal:
+    """Returns the signal of rows [...], of numpy arrays."""
+    temperatures = self.store.metadata["signal"]["temperatures"]
+    made = to_signal(self.store.at(rows), temperatures)
+    if self.counts is None:
+      return made
+    return dataclasses.replace(made, counts=self.counts[rows])
+
+
+@dataclasses.dataclass(frozen=True)
 class Keys:
   """The keys that a study's examples have.
 
@@ -296,39 +332,72 @@ class Keys:
 
 
 def read(
-  folder: str, expected: Mapping[str, Any], own: Keys | None = None
-) -> Signal:
+  folder: str,
+  expected: Mapping[str, Any],
+  own: Keys | None = None,
+  counts: np.ndarray | None = None,
+  most: float = math.inf,
+) -> Signal | Streamed:
   """Reads a signal back and checks that it is the one `expected`.
 
   Args:
     folder: of the store.
     expected: as in `check`.
     own: the study's keys, which must be the store's.
+    counts: which of its rows count; None is all.
+    most: bytes that it may take in memory; a larger one is streamed.
 
   Raises:
     UserError: as `Store`, or the examples are others or in another order.
   """
   store = Store(folder, expected)
+  each = sum(f.size * np.dtype(f.dtype).itemsize for f in store.schema)
+  if each * len(store) > most:
+    if own is not None:
+      some = np.linspace(0, len(own.rows) - 1, MOST_KEYS, dtype=int)
+      own = Keys(own.rows[some], own.keys[some])
+      _check_keys(folder, len(store), lambda rows: store.at(rows)[KEY], own)
+    return Streamed(store, counts)
   arrays = store.arrays()
   if own is not None:
-    _check_keys(folder, arrays[KEY], own)
-  return to_signal(arrays, store.metadata["signal"]["temperatures"])
+    found = arrays[KEY]
+    _check_keys(folder, len(found), lambda rows: found[rows], own, found)
+  arrays = {k: jnp.asarray(v) for k, v in arrays.items() if k != KEY}
+  made = to_signal(arrays, store.metadata["signal"]["temperatures"])
+  if counts is None:
+    return made
+  return dataclasses.replace(made, counts=jnp.asarray(counts))
 
 
-def _check_keys(folder: str, found: np.ndarray, own: Keys) -> None:
-  have = found[own.rows[own.rows < len(found)]]
-  if len(have) < len(own.rows):
+def _check_keys(
+  folder: str,
+  count: int,
+  at: Callable[[np.ndarray], np.ndarray],
+  own: Keys,
+  every: np.ndarray | None = None,
+) -> None:
+  """Raises UserError unless a store of `count` rows has the study's keys.
+
+  Args:
+    folder: of the store.
+    count: its rows.
+    at: reads the keys of rows.
+    own: the study's.
+    every: the keys of all rows, where they are known.
+  """
+  if own.rows.max() >= count:
     raise UserError(
-      f"{folder}: {len(found)} examples, this study's transfer set has "
+      f"{folder}: {count} examples, this study's transfer set has "
       f"{int(own.rows.max()) + 1} or more"
     )
+  have = at(own.rows)
   wrong = np.flatnonzero(have != own.keys)
   if len(wrong):
-    at = wrong[0]
-    moved = own.keys[at] in found
+    first = wrong[0]
+    moved = own.keys[first] in (have if every is None else every)
     raise UserError(
-      f"{folder}: row {own.rows[at]} is of another example than this study's "
+      f"{folder}: row {own.rows[first]} is of another example than this study's "
       + ("(which is there in another order)" if moved else "(other data)")
-      + f": key {have[at]:016x}, expected {own.keys[at]:016x}; "
+      + f": key {have[first]:016x}, expected {own.keys[first]:016x}; "
       f"{len(wrong)} of {len(have)} rows differ"
     )

@@ -53,7 +53,9 @@ class Pools:
   funnels: dict[str, list[dict[str, Any]]] = dataclasses.field(
     default_factory=dict
   )
-  stored: dict[str, signals.Signal] = dataclasses.field(default_factory=dict)
+  stored: dict[str, signals.Signal | store.Streamed] = dataclasses.field(
+    default_factory=dict
+  )
 
   def transfers(self, groups: Sequence[arms.Group]) -> dict[str, Transfer]:
     """Labels each pool once, and gives each transfer set its rows of it."""
@@ -63,7 +65,7 @@ class Pools:
       assert self.teacher is not None
       fraction = self.teacher.fraction
       starts = first_rows(self.of.settings, self.task, fraction)
-    pools: dict[str, tuple[signals.Signal, np.ndarray | None]] = {}
+    pools: dict[str, tuple[Any, np.ndarray | None]] = {}
     transfers = {}
     for group in groups:
       section = group.signal
@@ -95,7 +97,7 @@ class Pools:
 
   def _pool(
     self, pool: Mapping[str, Any], start: int, live: bool
-  ) -> tuple[signals.Signal, np.ndarray | None]:
+  ) -> tuple[signals.Signal | store.Streamed, np.ndarray | None]:
     """Returns a pool's signal, and which rows its filter kept (None: all)."""
     chain = self.of.settings["filters"].get(pool["filter"], ())
     if self.box:
@@ -112,6 +114,11 @@ class Pools:
     made = self.stored[name]
     if not chain:
       return made, None
+    if isinstance(made, store.Streamed):
+      raise UserError(
+        f"signal.filter = {pool['filter']!r}: reads a signal as a whole, which "
+        "is larger than task.resident_mib; expected more of that, or no filter"
+      )
     assert isinstance(made.dense, signals.Dense)  # kd.config sees to it
     probs = np.asarray(jax.nn.softmax(made.dense.logits))
     truth = np.asarray(made.truth.ids)
@@ -128,7 +135,9 @@ class Pools:
       None if counts is None else counts[start * each :],
     )
 
-  def _stored(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
+  def _stored(
+    self, pool: Mapping[str, Any], start: int
+  ) -> signals.Signal | store.Streamed:
     """Returns a pool's signal, labelled now, or read."""
     split, teacher = self.task.train, self.teacher
     assert teacher is not None
@@ -167,11 +176,14 @@ class Pools:
     )
     if not pool["path"]:
       label.label(folder, plan)
-    made = store.read(folder, plan.kept, _keys(self.task, start))
     counts = split.counts()
-    if counts is None:
-      return made
-    return dataclasses.replace(made, counts=counts[start * each :])
+    return store.read(
+      folder,
+      plan.kept,
+      _keys(self.task, start),
+      None if counts is None else counts[start * each :],
+      most=2**20 * self.of.settings["task"]["resident_mib"],
+    )
 
 
 def folder_name(section: Mapping[str, Any]) -> str:

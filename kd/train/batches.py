@@ -3,8 +3,8 @@
 Which rows a step trains on is a function of (seed, step) alone
 (kd.data.order.positions). Inputs that fit on the device lie there and a batch
 is gathered inside the compiled step; those that don't are read by grain ahead
-of the device, one interval at a time, in the same order. The signal, small
-beside the inputs, always lies on the device.
+of the device, one interval at a time, in the same order. So is the signal,
+where it is larger than what `task.resident_mib` allows.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from jaxtyping import Array
 from kd.data.order import positions, stream
 from kd.data.task import Split, Task
 from kd.signals import Signal
+from kd.signals.store import Streamed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Transfer:
   """
 
   inputs: Split
-  signal: Signal
+  signal: Signal | Streamed
   rows: np.ndarray
   first: int = 0
   jitter: int = 0
@@ -110,8 +111,9 @@ def interval_bytes(train: Mapping[str, Any], seeds: int, task: Task) -> int:
 
 def resident(setup: Setup) -> dict[str, Any]:
   """Returns what lies on the device: {transfer: {"inputs", "signal", "first",
-  "teacher"}}, and under "validation" that split's (inputs, labels, which of
-  them count), with an axis of runs before them where each run has its own."""
+  "teacher"}}, None for what is streamed, and under "validation" that split's
+  (inputs, labels, which of them count), with an axis of runs before them where
+  each run has its own."""
   shared: dict[int, Array] = {}  # transfer sets of one pool share its inputs
 
   def inputs(split: Split):
@@ -124,7 +126,9 @@ def resident(setup: Setup) -> dict[str, Any]:
   placed = {
     name: {
       "inputs": inputs(t.inputs),
-      "signal": jax.tree.map(jnp.asarray, t.signal),
+      "signal": None
+      if isinstance(t.signal, Streamed)
+      else jax.tree.map(jnp.asarray, t.signal),
       "first": t.first,
       "teacher": t.live and jax.tree.map(jnp.asarray, t.live.weights),
     }
@@ -150,20 +154,29 @@ def _examples(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def gather(placed, x: Mapping[str, Array], positions: int):
   """Gathers one batch (inputs, signal) inside the compiled step; the signal has
   a row for each of an example's positions."""
-  rows = x["rows"] - placed["first"]
-  if positions > 1:
-    rows = (rows[:, None] * positions + jnp.arange(positions)).ravel()
-  signal = placed["signal"].at(rows)
+  signal = x.get("signal")
+  if signal is None:
+    rows = _places(x["rows"] - placed["first"], positions)
+    signal = placed["signal"].at(rows)
   if placed["inputs"] is None:
     return x["inputs"], signal
   return jnp.take(placed["inputs"], x["rows"], axis=0), signal
 
 
+def _places(rows, positions: int):
+  """Returns the signal's rows [..., n L] of examples [..., n]."""
+  if positions == 1:
+    return rows
+  places = rows[..., None] * positions + np.arange(positions)
+  return places.reshape(*rows.shape[:-1], -1)
+
+
 def intervals(
   setup: Setup, done: int
 ) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
-  """Yields (last step, {transfer: {"rows": [S, steps, B], "inputs"?}}) for the
-  intervals after step `done`; one at a time, however many there are."""
+  """Yields (last step, {transfer: {"rows": [S, steps, B], "inputs"?,
+  "signal"?}}) for the intervals after step `done`; one at a time, however many
+  there are."""
   every, steps = setup.train["log_every"], setup.train["steps"]
   batch, count = setup.train["batch_size"], -(-(steps - done) // every)
 
@@ -189,10 +202,21 @@ def intervals(
 
 
 def _feed(setup, transfer, rows, count) -> Iterator[dict[str, Any]]:
-  if setup.task.resident:
+  signal = transfer.signal
+
+  def read(rows):
+    found = {}
+    if not setup.task.resident:
+      found["inputs"] = transfer.inputs.read(rows)
+    if isinstance(signal, Streamed):
+      places = _places(rows - transfer.first, setup.task.positions)
+      found["signal"] = signal.at(places)
+    return found
+
+  if setup.task.resident and not isinstance(signal, Streamed):
     for interval in range(count):
       yield {"rows": rows(transfer, interval)}
     return
-  read = stream(transfer.inputs.read, lambda k: rows(transfer, k), stop=count)
-  for interval, inputs in enumerate(read):
-    yield {"rows": rows(transfer, interval), "inputs": inputs}
+  ahead = stream(read, lambda k: rows(transfer, k), stop=count)
+  for interval, found in enumerate(ahead):
+    yield {"rows": rows(transfer, interval), **found}

@@ -17,6 +17,7 @@ from kd.errors import UserError
 from kd.objectives import terms
 from kd.objectives.registry import OBJECTIVES
 from kd.signals import Labels, Samples, Signal
+from kd.signals.store import Streamed
 from kd.train.arms import Group
 from kd.train.batches import Transfer, transfer_of
 
@@ -87,6 +88,17 @@ def _lacks(transfer, signal, num_classes, arm: str, name: str, static) -> bool:
 def _on_host(transfer: Transfer) -> Signal:
   """Returns what decides which rows count, as numpy; of a live teacher, who
   answers every row, an answer that has no order."""
+  if isinstance(transfer.signal, Streamed):
+    n = len(transfer.signal)
+    parts = [
+      dataclasses.replace(
+        transfer.signal.at(np.arange(i, min(i + AT_A_TIME, n))),
+        dense=None,
+        entropy=None,
+      )
+      for i in range(0, n, AT_A_TIME)
+    ]
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
   signal = dataclasses.replace(transfer.signal, dense=None, entropy=None)
   if transfer.live:
     none = jnp.zeros((len(signal.truth.ids), 1), jnp.int32)
