@@ -21,6 +21,7 @@ from tokenizers import pre_tokenizers as pre
 from kd import files
 from kd.errors import UserError, why
 
+CHUNK = 1024  # texts encoded at once
 END = "<|endoftext|>"  # EOS of the tokenizers that we make
 
 
@@ -71,8 +72,14 @@ class Tokenizer:
 
     Where a text spells a special token, the text has that token.
     """
-    found = self.backend.encode_batch_fast([*texts], add_special_tokens=False)
-    return [np.array(encoding.ids, np.int32) for encoding in found]
+    encode = self.backend.encode_batch_fast
+    return [
+      np.array(encoding.ids, np.int32)
+      for start in range(0, len(texts), CHUNK)
+      for encoding in encode(
+        [*texts[start : start + CHUNK]], add_special_tokens=False
+      )
+    ]
 
   def encode_with_offsets(
     self, text: str
@@ -92,7 +99,9 @@ class Tokenizer:
     ids = [int(i) for i in ids]
     return self.backend.decode(ids, skip_special_tokens=not special)
 
-  def document(self, ids: np.ndarray, *, ended: bool = True) -> np.ndarray:
+  def document(
+    self, ids: Sequence[int] | np.ndarray, *, ended: bool = True
+  ) -> np.ndarray:
     """Puts BOS, where the tokenizer is to, and EOS around a document's ids."""
     first = [self.bos] if self.add_bos else []
     last = [self.eos] if ended else []
