@@ -6,7 +6,6 @@ entry in kd.data.registry.TASKS.
 """
 
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 
 from kd.data import slices
 from kd.data.inputs import Form
-from kd.data.order import SPLIT, permutation
 from kd.data.task import PARTS, Split, Task, is_resident
 from kd.errors import UserError, why
 
@@ -114,20 +112,14 @@ def task_of(
       f"{where}: example {wrong[0]} has class {found[wrong[0]]}, expected 0 to "
       f"{len(names) - 1}"
     )
-  order = permutation(
-    SPLIT, task["seed"], zlib.crc32(NAME.encode()), len(inputs)
-  )
-  pieces, splits, test = {}, {}, np.empty(0, int)
-  for part in PARTS:
-    key, text = f"task.{part}", task[part]
-    slices.names(key, text, [NAME])
-    label = f"{key} = {text!r}"
-    pieces[label] = slices.cut(key, text, {NAME: len(inputs)})
-    rows = np.concatenate([order[low:high] for _, low, high in pieces[label]])
+  splits, test = {}, np.empty(0, int)
+  cut = slices.rows(task, [NAME], lambda name: len(inputs))
+  for part, pieces in cut.items():
+    rows = np.concatenate([of for _, of in pieces])
     own = [inputs[i] for i in rows]
+    label = f"task.{part} = {task[part]!r}"
     splits[part] = InMemory(own, found[rows], form, label)
     test = rows  # the last of PARTS
-  slices.refuse_overlaps(pieces)
   return Task(
     name=task["name"],
     version="",

@@ -7,11 +7,15 @@ nearest row, so that `train[:70%]` ends where `train[70%:]` begins.
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
+from kd.data.order import SPLIT, permutation
+from kd.data.task import PARTS
 from kd.errors import UserError, brief, why
 
 
@@ -105,3 +109,37 @@ def refuse_overlaps(pieces: Mapping[str, Sequence[Piece]]) -> None:
         f"{both} overlap in {high - low} examples, {a.split}[{low}:{high}]; "
         "accepted: slices that share none"
       )
+
+
+def rows(
+  task: Mapping[str, Any], known: Sequence[str], size_of: Callable[[str], int]
+) -> dict[str, list[tuple[str, np.ndarray]]]:
+  """Returns which rows of which builder split each part of a task holds.
+
+  Args:
+    task: the config's section: `train`, `validation`, `test` and `seed`, of the
+      shuffle.
+    known: the builder's splits, as in `names`.
+    size_of: the size of a split, asked of those that are named.
+
+  Returns:
+    For each of PARTS, [(split, int32 rows)] by the pieces of its slice.
+
+  Raises:
+    UserError: a slice is of no split, holds nothing, or overlaps another.
+  """
+  pieces = {}
+  for part in PARTS:
+    key, text = f"task.{part}", task[part]
+    sizes = {name: size_of(name) for name in names(key, text, known)}
+    pieces[f"{key} = {text!r}"] = cut(key, text, sizes)
+  refuse_overlaps(pieces)
+
+  def order(name):
+    crc = zlib.crc32(name.encode())
+    return permutation(SPLIT, task["seed"], crc, size_of(name))
+
+  return {
+    part: [(name, order(name)[low:high]) for name, low, high in of]
+    for part, of in zip(PARTS, pieces.values(), strict=True)
+  }

@@ -6,7 +6,6 @@ ClassLabel. Each slice is one of a seeded shuffle of a builder's split.
 
 import difflib
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ import kd.datasets.digits
 import kd.datasets.file_types
 import kd.datasets.newsgroups  # noqa: F401  these four register our data sets
 from kd.data import inputs, slices
-from kd.data.order import SPLIT, permutation
 from kd.data.task import PARTS, Split, Task, is_resident
 from kd.errors import UserError, why
 
@@ -74,19 +72,10 @@ def load(task: Mapping[str, Any]) -> Task:
   form = inputs.form(builder.info, task)
   builder = _prepare(builder, task)
 
-  sources: dict[str, Any] = {}
-  pieces: dict[str, list[slices.Piece]] = {}
-  for part in PARTS:
-    key, text = f"task.{part}", task[part]
-    # TFDS's mock_data knows no splits, and takes any.
-    named = slices.names(key, text, list(builder.info.splits))
-    sources |= {n: _source(builder, task, n) for n in named if n not in sources}
-    sizes = {name: len(sources[name]) for name in named}
-    pieces[f"{key} = {text!r}"] = slices.cut(key, text, sizes)
-  slices.refuse_overlaps(pieces)
+  sources, rows = _cut(builder, task)
   splits = {
-    part: _split(where, task["seed"], cut, sources, form)
-    for part, (where, cut) in zip(PARTS, pieces.items(), strict=True)
+    part: _split(f"task.{part} = {task[part]!r}", rows[part], sources, form)
+    for part in PARTS
   }
   label = builder.info.features[form.label_key]
   if not label.num_classes:
@@ -116,6 +105,63 @@ def load(task: Mapping[str, Any]) -> Task:
     validation=splits["validation"],
     test=splits["test"],
   )
+
+
+def read_texts(
+  task: Mapping[str, Any], feature: str = ""
+) -> dict[str, list[tuple[str, str]]]:
+  """Reads the texts of a TFDS data set, each with its name.
+
+  Args:
+    task: the config's section, as `load` takes it.
+    feature: a Text feature; "" is the only one that the data set has.
+
+  Returns:
+    For each of PARTS, [("split row", text)] in the shuffled order.
+
+  Raises:
+    UserError: naming the key to change, or the features there are.
+  """
+  builder = _builder(task)
+  known = [
+    name
+    for name, kind in builder.info.features.items()
+    if isinstance(kind, tfds.features.Text) and kind.shape == ()
+  ]
+  if feature not in known and (feature or len(known) != 1):
+    raise UserError(
+      f"task.feature = {feature!r}: task.name = {task['name']!r} has the texts "
+      f"{', '.join(known) or '(none)'}; expected one of them"
+    )
+  feature = feature or known[0]
+  sources, rows = _cut(_prepare(builder, task), task)
+  return {
+    part: [
+      (
+        f"{name} {row}",
+        sources[name][int(row)][feature].decode(errors="replace"),
+      )
+      for name, of in rows[part]
+      for row in of
+    ]
+    for part in PARTS
+  }
+
+
+def _cut(
+  builder: Any, task: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[tuple[str, np.ndarray]]]]:
+  """Opens the builder splits that the slices name; see `slices.rows`."""
+  sources: dict[str, Any] = {}
+
+  def size_of(name):
+    if name not in sources:
+      sources[name] = _source(builder, task, name)
+    return len(sources[name])
+
+  # TFDS's mock_data knows no splits, and takes any.
+  rows = slices.rows(task, list(builder.info.splits), size_of)
+  return sources, rows
 
 
 def _builder(task: Mapping[str, Any]) -> Any:
@@ -179,23 +225,19 @@ def _source(builder: Any, task: Mapping[str, Any], name: str) -> Any:
 
 def _split(
   where: str,
-  seed: int,
-  pieces: Sequence[slices.Piece],
+  pieces: Sequence[tuple[str, np.ndarray]],
   sources: Mapping[str, Any],
   form: inputs.Form,
-) -> Split:
-  """Joins the pieces of one part: slices of each builder split's shuffle."""
+) -> TfdsSplit:
+  """Joins the pieces of one part: rows of builder splits."""
   names = list(sources)
-  source_of, row_of = [], []
-  for name, low, high in pieces:
-    key = zlib.crc32(name.encode())
-    order = permutation(SPLIT, seed, key, len(sources[name]))
-    source_of.append(np.full(high - low, names.index(name), np.int32))
-    row_of.append(order[low:high])
+  source_of = [
+    np.full(len(rows), names.index(name), np.int32) for name, rows in pieces
+  ]
   return TfdsSplit(
     list(sources.values()),
     np.concatenate(source_of),
-    np.concatenate(row_of),
+    np.concatenate([rows for _, rows in pieces]),
     form,
     where,
   )
