@@ -65,3 +65,9 @@ def package_folder(name: str) -> pathlib.Path | None:
   if spec is None or not spec.submodule_search_locations:
     return None
   return pathlib.Path(spec.submodule_search_locations[0])
+
+
+def cache() -> str:
+  """Returns our folder among the user's caches."""
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return os.path.join(home, "kd-jax")

@@ -133,6 +133,19 @@ SECTIONS: dict[str, Any] = {
     "group": Key("", TEXT),
     "image_size": Key(0, integer(0, 8192)),  # pixels; 0 keeps the size
     "text_features": Key(4096, integer(1, 2**24)),  # hashed n-grams, for text
+    # Texts as tokens, with a label for each (kd.data.token_task).
+    "tokens": {
+      "length": Key(0, integer(0, 2**20)),  # L; 0: texts are hashed n-grams
+      # "bytes"; "bpe", trained on the training texts; or a checkpoint's.
+      "tokenizer": Key("bytes", TEXT),
+      "vocab_size": Key(1024, integer(257, 2**20)),  # of "bpe"
+      # The share of training tokens whose ids students know; None is all ids.
+      "coverage": Key(None, optional(number(above=0, high=1))),
+      "pack": Key(True, FLAG),  # several texts in a row
+      "chat": Key(False, FLAG),  # through the tokenizer's chat template
+      "feature": Key("", TEXT),  # of TFDS; "" is the only Text there is
+      "unit": Key("document", choice("document", "line")),  # of text files
+    },
     # Whether the inputs lie on the device as a whole.
     "resident": Key("auto", choice("auto", True, False)),
     "resident_mib": Key(1024.0, number(above=0)),
@@ -216,9 +229,22 @@ def _normal(found: Any, keys: Any) -> Any:
 def fill(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a section, checked and in one form (`normal`), with the usual
   values of what it lacks."""
-  section = {**_usual(SECTIONS[name]), **found}
+  section = _over(_usual(SECTIONS[name]), found)
   check_section(name, name, section)
   return normal(name, section)
+
+
+def _over(usual: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the usual values, and over them those found, section by section."""
+  return {
+    **usual,
+    **{
+      k: _over(usual[k], v)
+      if isinstance(usual.get(k), Mapping) and isinstance(v, Mapping)
+      else v
+      for k, v in found.items()
+    },
+  }
 
 
 def check_train(path: str, train: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kd.config import sections
-from kd.data import memory, prompts, slices, tfds_task
+from kd.data import memory, prompts, slices, tfds_task, token_task
 from kd.data.task import PARTS, Task
 from kd.errors import UserError
 
@@ -36,6 +36,8 @@ def load(task: Mapping[str, Any]) -> Task:
   for part in PARTS:
     slices.parse(f"task.{part}", task[part])
   name, path = task["name"], task["path"]
+  if task["tokens"]["length"]:
+    return token_task.load(task)
   if name in TASKS:
     if task["group"]:
       raise UserError(

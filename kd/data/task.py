@@ -8,7 +8,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
@@ -16,8 +16,12 @@ from jaxtyping import Bool, Int32
 
 from kd.data.inputs import Form
 from kd.data.order import stream
+from kd.data.tokenizers import Subset, Tokenizer
 from kd.errors import UserError
 from kd.models.functional import Signature
+
+if TYPE_CHECKING:  # which is made of tasks
+  from kd.data.documents import Record
 
 PARTS = ("train", "validation", "test")
 CHUNK = 256  # records decoded at once
@@ -168,6 +172,32 @@ def joined(parts: Sequence[Split]) -> Split:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Tokens:
+  """What a task of tokens knows beside its rows.
+
+  Attributes:
+    tokenizer: of its texts.
+    subset: the ids that students know; None is all. See kd.data.token_task.
+    positions: by part, the positions that count.
+    fill: by part, the share of its rows that is no padding.
+    test: the records of the test split.
+  """
+
+  tokenizer: Tokenizer
+  subset: Subset | None
+  positions: Mapping[str, int]
+  fill: Mapping[str, float]
+  test: "Sequence[Record]"
+
+  @property
+  def num_classes(self) -> int:
+    """V of a student."""
+    if self.subset is None:
+      return self.tokenizer.vocab_size
+    return len(self.subset) + 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
   """A data set, split, as a study sees it.
 
@@ -187,6 +217,7 @@ class Task:
     test_groups: int [N of test], which of its labels belong together, as those
       of a text do; None where each stands for itself.
     positions: L, the labels of an example: 1, or those of a row of tokens.
+    tokens: of a task of tokens; None of any other.
   """
 
   name: str
@@ -202,6 +233,7 @@ class Task:
   slices: tuple[str, ...]
   test_groups: np.ndarray | None = None
   positions: int = 1
+  tokens: Tokens | None = None
 
   @property
   def signature(self) -> Signature:

@@ -5,6 +5,8 @@ import os
 import pathlib
 import platform
 
+from kd import files
+
 
 def default() -> str:
   """Returns a folder beside the user's caches, of this kind of processor.
@@ -17,8 +19,7 @@ def default() -> str:
   except OSError:
     kind = [platform.processor()]
   digest = hashlib.sha256("".join(kind).encode()).hexdigest()[:8]
-  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return os.path.join(home, "kd-jax", f"{platform.machine()}-{digest}")
+  return os.path.join(files.cache(), f"{platform.machine()}-{digest}")
 
 
 def use(folder: str, seconds: float = 0.3) -> None:

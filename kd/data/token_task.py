@@ -1,0 +1,164 @@
+"""A task of tokens: texts or instructions in rows of L, a label a position.
+
+With `task.tokens.length` set, what `task.name` names is read as texts: a TFDS
+data set with a Text feature; or "texts", whose `task.path` is JSONL, Parquet or
+text files (kd.data.documents). A student predicts the next token wherever that
+is a token of the same text, or of a completion.
+
+A student may know fewer ids than the tokenizer has, those that cover a share of
+the training tokens. All others are one further class, `other`, the last: as an
+input it stands for any of them, as a label for the event that one comes, and a
+teacher's probability of it is the sum of theirs. So every metric is of proper
+distributions over the same events.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kd.data import documents, templates, tfds_task, tokenizers, tokens
+from kd.data.inputs import Form
+from kd.data.memory import path_of
+from kd.data.task import PARTS, Split, Task, Tokens, is_resident
+from kd.errors import UserError
+from kd.models import checkpoints
+
+NAME = "texts"  # of a user's own
+LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+
+class TokenSplit(Split):
+  """Rows of tokens, in memory."""
+
+  def __init__(self, rows: tokens.Rows, inputs, labels, form: Form, label: str):
+    super().__init__(len(inputs), form, label)
+    for x in (inputs, labels):
+      x.flags.writeable = False
+    self._arrays = inputs, labels
+    self._labels = labels
+    self._counts = rows.weights.ravel().astype(bool)
+
+
+def load(task: Mapping[str, Any]) -> Task:
+  """Reads a task of tokens.
+
+  Args:
+    task: the config's section, checked; `tokens` says what becomes of texts.
+
+  Raises:
+    UserError: naming the key, or the file and line.
+  """
+  options = task["tokens"]
+  length, where = options["length"], f"task.name = {task['name']!r}"
+  parts = _records(task)
+  for part, records in parts.items():
+    if not records:
+      raise UserError(f"task.{part} = {task[part]!r}: holds no text")
+  tokenizer = _tokenizer(options, parts["train"])
+  template = templates.of(tokenizer) if options["chat"] else None
+  rows = {
+    part: tokens.rows(
+      documents.encode(records, tokenizer, template),
+      length,
+      pad=tokenizer.pad,
+      packed=options["pack"],
+    )
+    for part, records in parts.items()
+  }
+  subset = None
+  if options["coverage"] is not None:
+    seen = rows["train"].x[:, 0][rows["train"].x[:, 1] > 0]
+    subset = tokenizers.subset(
+      seen,
+      tokenizer.vocab_size,
+      coverage=options["coverage"],
+      keep=(tokenizer.pad, *tokenizer.stops),
+    )
+  view = Tokens(
+    tokenizer,
+    subset,
+    {part: own.positions for part, own in rows.items()},
+    {part: own.fill for part, own in rows.items()},
+    parts["test"],
+  )
+  arrays = {part: _arrays(own, view) for part, own in rows.items()}
+  shape = arrays["train"][0].shape[1:]
+  stack = functools.partial(np.asarray, dtype=np.int32)
+  form = Form("tokens", "next", shape, np.int32, None, stack)
+  splits = {
+    part: TokenSplit(
+      rows[part], *arrays[part], form, f"task.{part} = {task[part]!r}"
+    )
+    for part in PARTS
+  }
+  test = rows["test"]
+  if not all(own.positions for own in rows.values()):
+    raise UserError(f"{where}: texts of one token each, with none to predict")
+  of_subset = f"-{subset.fingerprint}" if subset else ""
+  return Task(
+    name=task["name"],
+    version=f"{tokenizer.fingerprint}{of_subset}",
+    num_classes=view.num_classes,
+    class_names=(),
+    input_shape=shape,
+    scale=None,
+    resident=is_resident(task, form, splits),
+    slices=(*(task[part] for part in PARTS), f"seed {task['seed']}"),
+    test_groups=test.documents[test.weights > 0],
+    positions=length,
+    tokens=view,
+    train=splits["train"],
+    validation=splits["validation"],
+    test=splits["test"],
+  )
+
+
+def _records(task: Mapping[str, Any]) -> dict[str, list[documents.Record]]:
+  """Returns the records of each of PARTS."""
+  options = task["tokens"]
+  if task["name"] != NAME:
+    texts = tfds_task.read_texts(task, options["feature"])
+    return {
+      part: [documents.Record(text=x, where=name) for name, x in own if x]
+      for part, own in texts.items()
+    }
+  path = path_of(task)
+  if path.endswith(LINES):
+    records = documents.of_lines(path)
+  else:
+    records = documents.of_files(path, options["unit"])
+  return documents.split(task, records)
+
+
+def _tokenizer(
+  options: Mapping[str, Any], train: Sequence[documents.Record]
+) -> tokenizers.Tokenizer:
+  name = options["tokenizer"]
+  if name == "bytes":
+    return tokenizers.of_bytes()
+  if name != "bpe":
+    return tokenizers.load(checkpoints.folder(name))
+  texts = (
+    text
+    for record in train
+    for text in (record.text, record.prompt, record.completion)
+    if text
+  )
+  return tokenizers.train_bpe(texts, options["vocab_size"])
+
+
+def _arrays(rows: tokens.Rows, view: Tokens) -> tuple[np.ndarray, np.ndarray]:
+  """Returns inputs [N, 2, L] and labels [N L]; with a subset the inputs are
+  [N, 3, L], of which the third are the ids as a teacher numbers them."""
+  labels = np.where(rows.weights > 0, rows.labels, -1).ravel()
+  if view.subset is None:
+    return rows.x, labels.astype(np.int32)
+  other = view.num_classes - 1
+  own = view.subset.to_student(rows.x[:, :1], other)
+  inputs = np.concatenate([own, rows.x[:, 1:], rows.x[:, :1]], axis=1)
+  labels = np.where(
+    labels < 0, -1, view.subset.to_student(np.maximum(labels, 0), other)
+  )
+  return inputs.astype(np.int32), labels.astype(np.int32)
