@@ -7,7 +7,7 @@ are by record: `kd.data.slices.rows` cuts them.
 
 import contextlib
 import glob
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -101,9 +101,9 @@ def of_lines(path: str) -> list[Record]:
   return found
 
 
-def of_texts(name: str, texts: Sequence[str]) -> list[Record]:
-  """Returns texts, as of a TFDS split's feature, as records named by number."""
-  return [Record(text=x, where=f"{name} {i}") for i, x in enumerate(texts)]
+def of_texts(named: Iterable[tuple[str, str]]) -> list[Record]:
+  """Returns (name, text), as of a TFDS feature (tfds_task.read_texts)."""
+  return [Record(text=text, where=name) for name, text in named]
 
 
 def _check(record: Record) -> None:

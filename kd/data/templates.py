@@ -165,7 +165,7 @@ def of(tokenizer: Tokenizer) -> Template:
     )
     if i is not None
   }
-  return Template(tokenizer.chat_template, tokenizer.where, tokens)
+  return Template(tokenizer.chat_template, tokenizer.template_path, tokens)
 
 
 def encode_chat(

@@ -14,8 +14,10 @@ import tensorflow_datasets as tfds
 
 import kd.datasets.digit_triples
 import kd.datasets.digits
+import kd.datasets.docstrings
 import kd.datasets.file_types
-import kd.datasets.newsgroups  # noqa: F401  these four register our data sets
+import kd.datasets.newsgroups
+import kd.datasets.snippets  # noqa: F401  these register our data sets
 from kd.data import inputs, slices
 from kd.data.task import PARTS, Split, Task, is_resident
 from kd.errors import UserError, why

@@ -1,10 +1,11 @@
-"""A tokenizer as a study sees it, and a subset of its vocabulary.
+"""A tokenizer as a study sees it.
 
 A thin layer over the library `tokenizers`: bytes, a BPE trained on the study's
 own corpus, or the tokenizer.json of a Hugging Face folder. No Python of anyone
 else's is run.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -25,6 +26,12 @@ CHUNK = 1024  # texts encoded at once
 END = "<|endoftext|>"  # EOS of the tokenizers that we make
 
 
+RULES = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+GENERATION = "generation_config.json"
+TEMPLATE = "chat_template.jinja"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
   """Texts to token ids and back.
@@ -39,6 +46,7 @@ class Tokenizer:
       row is told by segments and weights, never by this id.
     add_bos: whether a document is to begin with `bos`.
     chat_template: the Jinja source of the template, or None.
+    template_path: the file that has it.
   """
 
   backend: tokenizers.Tokenizer
@@ -49,6 +57,7 @@ class Tokenizer:
   pad: int
   add_bos: bool = False
   chat_template: str | None = None
+  template_path: str = ""
 
   @functools.cached_property
   def vocab_size(self) -> int:
@@ -98,6 +107,33 @@ class Tokenizer:
     """
     ids = [int(i) for i in ids]
     return self.backend.decode(ids, skip_special_tokens=not special)
+
+  def save(self, folder: str) -> None:
+    """Writes the files that `load` and transformers read.
+
+    Raises:
+      UserError: the folder can't be written to.
+    """
+    ids = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
+    ids = {name: i for name, i in ids.items() if i is not None}
+    about: dict[str, Any] = {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "clean_up_tokenization_spaces": False,
+      **{f"{x}_token": self.backend.id_to_token(i) for x, i in ids.items()},
+    }
+    if self.chat_template is not None:
+      about["chat_template"] = self.chat_template
+    ends = self.eos if len(self.stops) == 1 else [*self.stops]
+    # A template in a file of its own would win over the one written here.
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(os.path.join(folder, TEMPLATE))
+    rules = self.backend.to_str(pretty=True)
+    files.write_text(os.path.join(folder, RULES), rules)
+    files.write_json(os.path.join(folder, CONFIG), about)
+    files.write_json(
+      os.path.join(folder, GENERATION),
+      {f"{x}_token_id": i for x, i in (ids | {"eos": ends}).items()},
+    )
 
   def document(
     self, ids: Sequence[int] | np.ndarray, *, ended: bool = True
@@ -178,7 +214,7 @@ def load(folder: str) -> Tokenizer:
     UserError: a file is missing or damaged, or a special token is not in the
       vocabulary, or there is no EOS.
   """
-  path = os.path.join(folder, "tokenizer.json")
+  path = os.path.join(folder, RULES)
   try:
     with open(path, encoding="utf-8") as f:
       backend = tokenizers.Tokenizer.from_str(f.read())
@@ -186,9 +222,7 @@ def load(folder: str) -> Tokenizer:
     raise UserError(f"{path}: no readable tokenizer ({why(error)})") from error
   backend.no_truncation()
   backend.no_padding()
-  config = files.read_json(
-    os.path.join(folder, "tokenizer_config.json"), "JSON"
-  )
+  config = files.read_json(os.path.join(folder, CONFIG), "JSON")
   ids = {}
   for name in ("bos", "eos", "pad"):
     token = config.get(f"{name}_token")
@@ -196,11 +230,11 @@ def load(folder: str) -> Tokenizer:
     ids[name] = None if token is None else backend.token_to_id(token)
     if token is not None and ids[name] is None:
       raise UserError(
-        f"{folder}: tokenizer_config.json has {name}_token = {token!r}, which "
-        "is not in the vocabulary of tokenizer.json"
+        f"{folder}: {CONFIG} has {name}_token = {token!r}, which "
+        f"is not in the vocabulary of {RULES}"
       )
   stops = []
-  generation = os.path.join(folder, "generation_config.json")
+  generation = os.path.join(folder, GENERATION)
   if os.path.exists(generation):
     found = files.read_json(generation, "JSON").get("eos_token_id")
     stops = (
@@ -209,10 +243,9 @@ def load(folder: str) -> Tokenizer:
   eos = ids["eos"]
   if eos is None:
     if not stops:
-      raise UserError(
-        f"{folder}: no EOS; expected eos_token in tokenizer_config.json"
-      )
+      raise UserError(f"{folder}: no EOS; expected eos_token in {CONFIG}")
     eos = stops[0]
+  template, template_path = _template(folder, config)
   begins = backend.encode("", add_special_tokens=True).ids[:1]
   return Tokenizer(
     backend,
@@ -222,124 +255,21 @@ def load(folder: str) -> Tokenizer:
     ids["bos"],
     eos if ids["pad"] is None else ids["pad"],
     add_bos=ids["bos"] is not None and begins == [ids["bos"]],
-    chat_template=_template(folder, config),
+    chat_template=template,
+    template_path=template_path,
   )
 
 
-def _template(folder: str, config: dict[str, Any]) -> str | None:
-  path = os.path.join(folder, "chat_template.jinja")
+def _template(folder: str, config: dict[str, Any]) -> tuple[str | None, str]:
+  """Returns the chat template of a folder and the file that has it."""
+  path = os.path.join(folder, TEMPLATE)
   if os.path.exists(path):
     try:
       with open(path, encoding="utf-8") as f:
-        return f.read()
+        return f.read(), path
     except (OSError, ValueError) as error:
       raise UserError(f"{path}: cannot be read ({why(error)})") from error
   found = config.get("chat_template")
   if isinstance(found, list):  # several, by name
     found = {each["name"]: each["template"] for each in found}.get("default")
-  return found
-
-
-def refuse_others(teacher: Tokenizer, student: Tokenizer) -> None:
-  """Raises UserError where two vocabularies differ, and says in which ids."""
-  theirs, ours = (
-    {i: token for token, i in t.backend.get_vocab().items()}
-    for t in (teacher, student)
-  )
-  differ = [i for i in sorted(theirs | ours) if theirs.get(i) != ours.get(i)]
-  if differ:
-    some = ", ".join(
-      f"{i} ({theirs.get(i)!r}, {ours.get(i)!r})" for i in differ[:3]
-    )
-    raise UserError(
-      f"the vocabularies of {teacher.where} and {student.where} differ in "
-      f"{len(differ)} ids: {some}{', ...' if len(differ) > 3 else ''}; "
-      "expected one tokenizer"
-    )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Subset:
-  """Some ids of a vocabulary, numbered anew from 0.
-
-  What a teacher gives to the other ids goes to nobody: in a loss it is part of
-  the tail.
-
-  Attributes:
-    ids: int32 [K], the teacher's ids that are kept, ascending; the student's id
-      is the place in it.
-    vocab_size: V, of the teacher.
-  """
-
-  ids: Int32[np.ndarray, " K"]
-  vocab_size: int
-
-  def __len__(self) -> int:
-    return len(self.ids)
-
-  @functools.cached_property
-  def places(self) -> Int32[np.ndarray, " V"]:
-    """The student's id of each of the teacher's, -1 where it has none."""
-    places = np.full(self.vocab_size, -1, np.int32)
-    places[self.ids] = np.arange(len(self.ids))
-    places.flags.writeable = False
-    return places
-
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """A hash of which ids are kept, 16 hexadecimal digits."""
-    digest = hashlib.sha256(str(self.vocab_size).encode())
-    digest.update(self.ids.astype("<i4").tobytes())
-    return digest.hexdigest()[:16]
-
-  def to_student(self, ids: np.ndarray, other: int = -1) -> np.ndarray:
-    """Maps the teacher's ids [...]; those not kept become `other`."""
-    found = self.places[ids]
-    return np.where(found < 0, np.int32(other), found)
-
-  def to_teacher(self, ids: np.ndarray) -> np.ndarray:
-    """Maps the student's ids [...] back."""
-    return self.ids[ids]
-
-  def coverage(self, ids: np.ndarray) -> float:
-    """Returns the share of tokens [...] whose ids are kept."""
-    return float(np.mean(self.places[ids] >= 0))
-
-
-def subset(
-  ids: np.ndarray,
-  vocab_size: int,
-  *,
-  coverage: float = 1.0,
-  keep: Iterable[int] = (),
-) -> Subset:
-  """Returns the most frequent ids of a corpus.
-
-  Args:
-    ids: the corpus's tokens, of any shape; take the training split alone.
-    vocab_size: V.
-    coverage: share of the tokens that the ids are to cover, the fewest that
-      do; 1 keeps every id that occurs. Of equally frequent ids the lower comes
-      first.
-    keep: ids to keep whatever their frequency, as those that end a text.
-
-  Raises:
-    UserError: an id is outside 0..V-1, or the coverage outside 0..1.
-
-  >>> subset(np.array([5, 5, 2, 7]), 9, coverage=0.5, keep=[0]).ids.tolist()
-  [0, 5]
-  """
-  keep = np.array([*keep], np.int64)
-  ids = np.ravel(ids)
-  if not 0 < coverage <= 1:
-    raise UserError(f"coverage = {coverage}: expected above 0, at most 1")
-  for each in (ids, keep):
-    if each.size and not 0 <= each.min() <= each.max() < vocab_size:
-      raise UserError(
-        f"ids {each.min()} to {each.max()}, expected 0 to {vocab_size - 1}"
-      )
-  counts = np.bincount(ids, minlength=vocab_size)
-  order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-  reached = np.cumsum(counts[order]) >= coverage * counts.sum()
-  few = order[: 1 + np.argmax(reached)] if len(order) else order
-  return Subset(np.union1d(few, keep).astype(np.int32), vocab_size)
+  return found, os.path.join(folder, CONFIG)

@@ -1,4 +1,4 @@
-"""Checks of tokenizers and of subsets of a vocabulary."""
+"""Checks of tokenizers."""
 
 import json
 import os
@@ -76,14 +76,6 @@ class TokenizerTest(parameterized.TestCase):
     self.assertLen(set(prints), 3)
     self.assertEqual(prints[2], tokenizers.of_bytes().fingerprint)
 
-  def test_refuses_other_vocabularies(self):
-    ours = tokenizers.train_bpe(CORPUS, 265)
-    tokenizers.refuse_others(ours, tokenizers.train_bpe(CORPUS, 265))
-    with self.assertRaisesRegex(
-      UserError, r"differ in 2 ids: 264 \(.*265 \(None"
-    ):
-      tokenizers.refuse_others(ours, tokenizers.train_bpe(CORPUS, 266))
-
 
 class FolderTest(absltest.TestCase):
   def setUp(self):
@@ -112,12 +104,18 @@ class FolderTest(absltest.TestCase):
     self.assertEqual((found.bos, found.eos, found.pad), (257, 256, 256))
     self.assertEqual((found.stops, found.add_bos), ((256,), False))
     self.assertEqual(found.chat_template, "old")
+    self.assertEndsWith(found.template_path, "tokenizer_config.json")
     self.assertLen(found.encode(["12345"])[0], 5)
     self.write("generation_config.json", {"eos_token_id": [259, 256]})
     self.write("chat_template.jinja", "new")
     found = tokenizers.load(self.folder)
     self.assertEqual((found.eos, found.stops), (256, (256, 259)))
     self.assertEqual(found.chat_template, "new")
+    self.assertEndsWith(found.template_path, "chat_template.jinja")
+    found.save(self.folder)
+    again = tokenizers.load(self.folder)
+    for name in ("fingerprint", "stops", "bos", "pad", "chat_template"):
+      self.assertEqual(getattr(again, name), getattr(found, name), name)
 
   def test_bos_where_the_post_processor_adds_it(self):
     from tokenizers.processors import TemplateProcessing
@@ -148,42 +146,6 @@ class FolderTest(absltest.TestCase):
     self.write("tokenizer.json", '{"version": "1.0"')
     with self.assertRaisesRegex(UserError, "no readable tokenizer"):
       tokenizers.load(self.folder)
-
-
-class SubsetTest(parameterized.TestCase):
-  @parameterized.product(coverage=[0.3, 0.9, 1.0], keep=[(), (3, 49)])
-  def test_covers_what_it_says_with_the_fewest(self, coverage, keep):
-    ids = np.random.default_rng(0).zipf(1.5, 500).clip(0, 49)
-    ids[ids == 3] = 4
-    found = tokenizers.subset(ids, 50, coverage=coverage)
-    covered = found.coverage(ids)
-    self.assertGreaterEqual(covered, coverage)
-    rarest = min(np.mean(ids == i) for i in found.ids)
-    self.assertLess(covered - rarest, coverage)
-    kept = tokenizers.subset(ids, 50, coverage=coverage, keep=keep)
-    self.assertEqual(set(kept.ids), {*found.ids, *keep})
-    self.assertEqual(
-      found.fingerprint == kept.fingerprint, len(found) == len(kept)
-    )
-
-  def test_maps_there_and_back(self):
-    found = tokenizers.subset(np.array([[7, 2], [2, 5]]), 9)
-    self.assertEqual(found.ids.tolist(), [2, 5, 7])
-    ids = np.array([[2, 7], [8, 5]])
-    self.assertEqual(found.to_student(ids).tolist(), [[0, 2], [-1, 1]])
-    self.assertEqual(found.to_student(ids, other=3).tolist(), [[0, 2], [3, 1]])
-    kept = ids[:1]
-    np.testing.assert_array_equal(
-      found.to_teacher(found.to_student(kept)), kept
-    )
-    self.assertEqual(found.coverage(ids), 0.75)
-
-  def test_ids_out_of_range(self):
-    for ids, keep in (([0, 9], ()), ([0], (9,)), ([-1], ())):
-      with self.assertRaisesRegex(UserError, "expected 0 to 8"):
-        tokenizers.subset(np.array(ids), 9, keep=keep)
-    with self.assertRaisesRegex(UserError, "coverage = 1.5"):
-      tokenizers.subset(np.array([1]), 9, coverage=1.5)
 
 
 if __name__ == "__main__":
