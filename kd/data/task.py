@@ -16,7 +16,8 @@ from jaxtyping import Bool, Int32
 
 from kd.data.inputs import Form
 from kd.data.order import stream
-from kd.data.tokenizers import Subset, Tokenizer
+from kd.data.tokenizers import Tokenizer
+from kd.data.vocabulary import Subset
 from kd.errors import UserError
 from kd.models.functional import Signature
 

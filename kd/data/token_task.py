@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from kd.data import documents, templates, tfds_task, tokenizers, tokens
+from kd.data import (
+  documents,
+  templates,
+  tfds_task,
+  tokenizers,
+  tokens,
+  vocabulary,
+)
 from kd.data.inputs import Form
 from kd.data.memory import path_of
 from kd.data.task import PARTS, Split, Task, Tokens, is_resident
@@ -70,7 +77,7 @@ def load(task: Mapping[str, Any]) -> Task:
   subset = None
   if options["coverage"] is not None:
     seen = rows["train"].x[:, 0][rows["train"].x[:, 1] > 0]
-    subset = tokenizers.subset(
+    subset = vocabulary.subset(
       seen,
       tokenizer.vocab_size,
       coverage=options["coverage"],
