@@ -143,7 +143,7 @@ SECTIONS: dict[str, Any] = {
       "coverage": Key(None, optional(number(above=0, high=1))),
       "pack": Key(True, FLAG),  # several texts in a row
       "chat": Key(False, FLAG),  # through the tokenizer's chat template
-      "feature": Key("", TEXT),  # of TFDS; "" is the only Text there is
+      "feature": Key("", TEXT),  # of TFDS; "" is `text`, or the only one
       "unit": Key("document", choice("document", "line")),  # of text files
     },
     # Whether the inputs lie on the device as a whole.

@@ -116,7 +116,7 @@ def read_texts(
 
   Args:
     task: the config's section, as `load` takes it.
-    feature: a Text feature; "" is the only one that the data set has.
+    feature: a Text feature; "" is `text`, or the only one that there is.
 
   Returns:
     For each of PARTS, [("split row", text)] in the shuffled order.
@@ -130,12 +130,13 @@ def read_texts(
     for name, kind in builder.info.features.items()
     if isinstance(kind, tfds.features.Text) and kind.shape == ()
   ]
-  if feature not in known and (feature or len(known) != 1):
+  if not feature:
+    feature = "text" if "text" in known else "".join(known)
+  if feature not in known:
     raise UserError(
-      f"task.feature = {feature!r}: task.name = {task['name']!r} has the texts "
+      f"task.tokens.feature = {feature!r}: {task['name']!r} has the texts "
       f"{', '.join(known) or '(none)'}; expected one of them"
     )
-  feature = feature or known[0]
   sources, rows = _cut(_prepare(builder, task), task)
   return {
     part: [

@@ -11,6 +11,7 @@ from kd.signals.kinds import (
   of_teacher,
   part,
   present,
+  rows_of,
   sample,
   top_k,
 )
@@ -26,6 +27,7 @@ __all__ = [
   "of_teacher",
   "part",
   "present",
+  "rows_of",
   "sample",
   "top_k",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from kd.models.outputs import Outputs
@@ -34,8 +35,25 @@ def present[T](part: T | None, what: str) -> T:
 class _Rows:
   """A pytree of arrays [N, ...]; `at(rows)` selects along N."""
 
-  def at(self, rows: Int[Array, "..."]):
-    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), self)
+  def at(self, rows: Int[Array, "..."], count: int | None = None):
+    """Returns some rows; of `count` examples, all rows of some examples.
+
+    An example has len(x) / count rows of an array x, one after another.
+    """
+
+    def take(x):
+      each = 1 if count is None else len(x) // count
+      return jnp.take(x, rows_of(rows, each), axis=0)
+
+    return jax.tree.map(take, self)
+
+
+def rows_of(examples, each: int):
+  """Returns the rows [..., n each] of examples [..., n] that have `each`."""
+  if each == 1:
+    return examples
+  rows = examples[..., None] * each + np.arange(each)
+  return rows.reshape(*examples.shape[:-1], -1)
 
 
 @jax.tree_util.register_dataclass

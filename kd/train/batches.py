@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from kd.data.order import positions, stream
 from kd.data.task import Split, Task
-from kd.signals import Signal
+from kd.signals import Signal, rows_of
 from kd.signals.store import Streamed
 
 
@@ -156,19 +156,12 @@ def gather(placed, x: Mapping[str, Array], positions: int):
   a row for each of an example's positions."""
   signal = x.get("signal")
   if signal is None:
-    rows = _places(x["rows"] - placed["first"], positions)
-    signal = placed["signal"].at(rows)
+    rows = x["rows"] - placed["first"]
+    count = len(placed["signal"].truth.ids) // positions
+    signal = placed["signal"].at(rows, count)
   if placed["inputs"] is None:
     return x["inputs"], signal
   return jnp.take(placed["inputs"], x["rows"], axis=0), signal
-
-
-def _places(rows, positions: int):
-  """Returns the signal's rows [..., n L] of examples [..., n]."""
-  if positions == 1:
-    return rows
-  places = rows[..., None] * positions + np.arange(positions)
-  return places.reshape(*rows.shape[:-1], -1)
 
 
 def intervals(
@@ -209,7 +202,7 @@ def _feed(setup, transfer, rows, count) -> Iterator[dict[str, Any]]:
     if not setup.task.resident:
       found["inputs"] = transfer.inputs.read(rows)
     if isinstance(signal, Streamed):
-      places = _places(rows - transfer.first, setup.task.positions)
+      places = rows_of(rows - transfer.first, setup.task.positions)
       found["signal"] = signal.at(places)
     return found
 
