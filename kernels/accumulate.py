@@ -1,12 +1,14 @@
 """GEMMs of a chunk, and the gradients of a head that they add up to."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from kernels.plan import Plan
-from kernels.types import Head, Logits
+from kernels.types import Logits
 
 f32 = jnp.float32
 
@@ -111,4 +113,4 @@ def add_head_gradient(plan: Plan, head, grads, write, h, dz, fresh, last=False):
   if head.bias is not None:
     db = dz if fresh is None else jnp.where(fresh[:, None], dz, 0)
     db = grads.bias + db.astype(f32).sum(0)
-  return Head(dh, dw, db, head.vocab_size)
+  return dataclasses.replace(head, hidden=dh, kernel=dw, bias=db)

@@ -13,7 +13,15 @@ from jaxtyping import Array, Float, Int
 from kernels import arguments, chunked, log_probs, reference, xla
 from kernels.phi import Phi
 from kernels.plan import Operands, Plan, Spec, vary, varying
-from kernels.types import Head, Logits, Rows, TopK, num_rows, operand_dtype
+from kernels.types import (
+  Head,
+  Logits,
+  Rows,
+  TopK,
+  num_rows,
+  operand_dtype,
+  soft_cap,
+)
 
 Implementation = str | Plan
 
@@ -43,7 +51,9 @@ def distill_loss(
 
   Args:
     student: Logits or Head, N rows over V.
-    teacher: Logits, Head (any width) or TopK. None where soft_weight is 0.
+    teacher: Logits, Head (any width) or TopK. None where soft_weight is 0. With
+      a `vocab_size` its columns may be padded to another V than the student's
+      (151,936 and 152,064, say), but not under vocab_axis.
     divergence: phi(lq, lp), any elementwise function of float32 student and
       teacher log-probabilities made of jnp operations. It may close over
       arrays. Infinite slopes are bounded by 1e30.
@@ -104,8 +114,9 @@ def distill_loss(
   if implementation == "reference":
     arguments.of_reference(vocab_axis)
     return reference.distill_loss(
-      student, teacher, labels, divergence=divergence, **consts
-    )
+      student, teacher, labels, divergence=divergence, vocab_size=vocab_size,
+      **consts,
+    )  # fmt: skip
   phi = None
   if teacher is not None:
     phi = Phi.of(divergence, operand_dtype(student))
@@ -117,6 +128,7 @@ def distill_loss(
     vocab_size=vocab_size,
     vocab_axis=vocab_axis,
     weighted=weighted,
+    soft_cap=soft_cap(student),
   )
   ops = Operands(
     teacher=lax.stop_gradient(teacher),
@@ -168,7 +180,9 @@ def token_log_probs(
   safe = jnp.where(valid, ids, 0)
   if implementation == "reference":
     arguments.of_reference(vocab_axis)
-    out = reference.token_log_probs(reference.logits(z), safe, temperature)
+    out = reference.token_log_probs(
+      reference.logits(z, vocab_size), safe, temperature
+    )
     return jnp.where(valid, out, jnp.nan)
   plans = select_plans(implementation, None, z, None)
   axes = varying((z, ids, temperature))

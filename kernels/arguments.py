@@ -60,11 +60,20 @@ def _scores(name: str, x) -> tuple[int, int]:
       _array(f"{name}.bias", x.bias, 1, jnp.floating, "[V]")
       if x.bias.shape != (v,):
         raise bad(f"{name}.bias", f"shape {tuple(x.bias.shape)}", f"({v},)")
+    _static_number(f"{name}.scale", x.scale)
+    if x.soft_cap is not None:
+      _static_number(f"{name}.soft_cap", x.soft_cap)
   else:
     raise bad(name, type(x).__name__, "kernels.Logits or kernels.Head")
   if n == 0 or v == 0:
     raise bad(name, f"N = {n}, V = {v}", "at least one row and one column")
   return n, v
+
+
+def _static_number(name: str, x):
+  number = isinstance(x, (int, float, np.number))
+  if not number or not 0 < x < float("inf"):
+    raise bad(name, repr(x), "a Python number > 0 (static)")
 
 
 def _vocab(name: str, x, v: int, vocab_axis: str | None) -> int:
@@ -183,13 +192,18 @@ def of_loss(
     n_t, v_t = _scores("teacher", teacher)
     if n_t != n:
       raise bad("teacher", f"N = {n_t}", f"N = {n}, as the student")
-    if v_t != v:
-      raise bad("teacher", f"V = {v_t}", f"V = {v}, as the student")
     if teacher.vocab_size is not None:
-      size = _vocab("teacher", teacher, v, vocab_axis)
+      size = _vocab("teacher", teacher, v_t, vocab_axis)
       if student.vocab_size is not None and size != vocab_size:
         raise bad("teacher.vocab_size", size, f"{vocab_size}, as the student")
       vocab_size = size
+    if v_t != v:
+      sizes = {student.vocab_size, teacher.vocab_size} - {None}
+      if vocab_axis is not None:
+        raise bad("teacher", f"V = {v_t}", f"V = {v}, as the student's shard")
+      if not sizes or vocab_size > min(v, v_t):
+        expected = f"V = {v}, as the student, or a vocab_size <= {min(v, v_t)}"
+        raise bad("teacher", f"V = {v_t}", expected)
   elif not is_known(soft_weight, 0):
     expected = "Logits, Head or TopK (None only with soft_weight=0.0)"
     raise bad("teacher", None, expected)

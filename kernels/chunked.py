@@ -25,6 +25,7 @@ from kernels.types import (
   num_columns,
   num_rows,
   operand_dtype,
+  scale,
 )
 
 f32 = jnp.float32
@@ -48,12 +49,15 @@ def chunk_logits(
   dtype = operand_dtype(scores)
   h = mask(rows(scores.hidden)).astype(dtype)
   w = scores.kernel.astype(dtype)
+  finish = functools.partial(
+    tile.finished, scale=scores.scale, soft_cap=scores.soft_cap
+  )
   if gemms is not None and gemms.fits(h, w):
-    return h, gemms.scores(h, w, scores.bias, logits_dtype or dtype)
-  z = jnp.dot(h, w, preferred_element_type=f32)
+    return h, gemms.scores(h, w, scores.bias, logits_dtype or dtype, finish)
+  y = jnp.dot(h, w, preferred_element_type=f32)
   if scores.bias is not None:
-    z = z + scores.bias.astype(f32)
-  return h, z.astype(logits_dtype or dtype)
+    y = y + scores.bias.astype(f32)
+  return h, finish(y).astype(logits_dtype or dtype)
 
 
 def column_offset(v: int, axis: str | None):
@@ -102,8 +106,9 @@ def run(plan: Plan, spec: Spec, student, ops: Operands, grad: bool):
   is_topk = isinstance(ops.teacher, TopK)
   row_function = plan.topk_rows if is_topk else plan.rows
   alive = ops.weights != 0
-  soft_scale = ops.weights * ops.soft_weight * ops.temperature
-  hard_scale = ops.weights * ops.hard_weight
+  slope = ops.weights * scale(student)
+  soft_scale = slope * ops.soft_weight * ops.temperature
+  hard_scale = slope * ops.hard_weight
   labels, bad_label = ops.labels, None
   if labels is not None:  # a label out of range shows as NaN
     bad_label = alive & ((labels < 0) | (labels >= spec.vocab_size))

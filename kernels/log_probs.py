@@ -15,7 +15,14 @@ from kernels import softmax, tile, xla
 from kernels.accumulate import add_head_gradient, zero_gradient
 from kernels.chunked import at, chunk_logits, column_offset, over_chunks
 from kernels.plan import Plan, on_platform, vary, varying
-from kernels.types import Logits, num_columns, num_rows, operand_dtype
+from kernels.types import (
+  Logits,
+  num_columns,
+  num_rows,
+  operand_dtype,
+  scale,
+  soft_cap,
+)
 
 f32 = jnp.float32
 
@@ -69,8 +76,10 @@ def backward(
     x = tile.scaled(z, inv_t, valid)
     q = jnp.exp(x - jnp.where(alive, read(lse), 0)[:, None])
     onehot = (columns == read(ids)[:, None]).astype(f32)
-    dz = jnp.where(alive[:, None], (g * inv_t)[:, None] * (onehot - q), 0)
-    dz = dz.astype(operand_dtype(scores))
+    dz = (g * (inv_t * scale(scores)))[:, None] * (onehot - q)
+    if (cap := soft_cap(scores)) is not None:
+      dz = dz * tile.cap_slope(z, cap)
+    dz = jnp.where(alive[:, None], dz, 0).astype(operand_dtype(scores))
     if isinstance(scores, Logits):
       return Logits(write(grads.values, dz), scores.vocab_size)
     return add_head_gradient(plan, scores, grads, write, h, dz, fresh)

@@ -30,6 +30,8 @@ class Spec:
     vocab_size: the true V, global.
     vocab_axis: mesh axis that V is sharded over, or None.
     weighted: whether weights were given, so that some may be 0.
+    soft_cap: of the student's Head, or None. The row function multiplies dz by
+      `tile.cap_slope`, as it is what has z.
   """
 
   phi: Phi | None
@@ -39,6 +41,7 @@ class Spec:
   vocab_size: int
   vocab_axis: str | None = None
   weighted: bool = True
+  soft_cap: float | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -62,10 +65,11 @@ class Chunk:
 
   Attributes:
     z_s: [C, V] student's logits (V local under vocab_axis), any float dtype.
-    teacher: [C, V] logits, or TopK of C rows, or None.
+    teacher: logits [C, V], or with other padding columns than z_s, or TopK of
+      C rows, or None.
     labels: [C] global ids, or None.
     soft_scale, hard_scale: [C] float32, weights soft_weight T and
-      weights hard_weight.
+      weights hard_weight, both times the Head's scale.
     inv_t: [] float32, 1 / T.
     offset: [] int32 global id of the first column.
     consts: of phi.

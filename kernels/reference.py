@@ -1,7 +1,7 @@
 """The specification: dense, float32, differentiated by jax.grad.
 
-Arguments are those of `kernels.api`, validated, with weights filled in; there
-is no `vocab_axis`.
+Arguments are those of `kernels.api`, validated, with weights filled in and
+the true V; there is no `vocab_axis`.
 """
 
 import jax
@@ -13,16 +13,17 @@ from kernels.types import Head, Rows, TopK
 f32 = jnp.float32
 
 
-def logits(scores, alive=None):
-  """Returns z [N, V], 0 in masked rows, FLOOR beyond vocab_size."""
+def logits(scores, vocab_size, alive=None):
+  """Returns z [N, vocab_size], of masked rows that of 0."""
   rows = lambda x: x if alive is None else jnp.where(alive[:, None], x, 0)
   if isinstance(scores, Head):
-    z = rows(scores.hidden).astype(f32) @ scores.kernel.astype(f32)
-    z = z if scores.bias is None else z + scores.bias.astype(f32)
+    kernel = scores.kernel[:, :vocab_size].astype(f32)
+    y = rows(scores.hidden).astype(f32) @ kernel
+    if scores.bias is not None:
+      y = y + scores.bias[:vocab_size].astype(f32)
+    z = tile.finished(y, scores.scale, scores.soft_cap)
   else:
-    z = rows(scores.values).astype(f32)
-  if scores.vocab_size is not None:
-    z = jnp.where(jnp.arange(z.shape[1]) < scores.vocab_size, z, tile.FLOOR)
+    z = rows(scores.values)[:, :vocab_size].astype(f32)
   return jnp.maximum(z, tile.FLOOR)
 
 
@@ -35,7 +36,7 @@ def log_probs(z, temperature):
   return jax.nn.log_softmax(jnp.maximum(z / temperature, tile.FLOOR))
 
 
-def topk_pair(x, teacher, alive, vocab_size=None):
+def topk_pair(x, teacher, alive):
   """Returns (lq, lp) over the K ids and, if the tail is a bucket, the rest.
 
   lq, and its gradient, are NaN in rows with ids out of range or twice.
@@ -44,9 +45,8 @@ def topk_pair(x, teacher, alive, vocab_size=None):
     x: [N, V] z / T.
     teacher: TopK.
     alive: [N] bool; other rows may hold anything.
-    vocab_size: the true V, if x has padding columns.
   """
-  invalid = alive & teacher.invalid(vocab_size or x.shape[1])
+  invalid = alive & teacher.invalid(x.shape[1])
   x, known = x * poison(invalid)[:, None], (alive & ~invalid)[:, None]
   ids = jnp.where(known, teacher.ids, jnp.arange(teacher.ids.shape[1]))
   lp = jnp.where(alive[:, None], teacher.log_probs.astype(f32), 0)
@@ -64,25 +64,24 @@ def topk_pair(x, teacher, alive, vocab_size=None):
 
 def distill_loss(
   student, teacher, labels, *, divergence, temperature, weights, hard_weight,
-  soft_weight,
+  soft_weight, vocab_size,
 ):  # fmt: skip
   alive = weights != 0
-  z = logits(student, alive)
+  z = logits(student, vocab_size, alive)
   soft = hard = jnp.zeros(len(z), f32)
   if teacher is not None:
     teacher = jax.lax.stop_gradient(teacher)
     if isinstance(teacher, TopK):
       x = jnp.maximum(z / temperature, tile.FLOOR)
-      lq, lp = topk_pair(x, teacher, alive, student.vocab_size)
+      lq, lp = topk_pair(x, teacher, alive)
     else:
       lq = log_probs(z, temperature)
-      lp = log_probs(logits(teacher, alive), temperature)
+      lp = log_probs(logits(teacher, vocab_size, alive), temperature)
     dead = jnp.maximum(lq, lp) < tile.DEAD  # see Phi.terms
     lq, lp = jnp.where(dead, -1.0, lq), jnp.where(dead, -1.0, lp)
     soft = temperature**2 * jnp.where(dead, 0, divergence(lq, lp)).sum(1)
   if labels is not None:
-    size = student.vocab_size or z.shape[1]
-    invalid = alive & ((labels < 0) | (labels >= size))
+    invalid = alive & ((labels < 0) | (labels >= vocab_size))
     labels = jnp.where(alive & ~invalid, labels, 0)
     hard = -token_log_probs(z * poison(invalid)[:, None], labels, 1.0)
   soft, hard = (jnp.where(alive, x, 0) for x in (soft, hard))

@@ -24,6 +24,26 @@ def scaled(z, inv_t, valid=None):
   return x if valid is None else jnp.where(valid, x, FLOOR)
 
 
+def finished(y, scale: float, soft_cap: float | None):
+  """Returns a head's z from its GEMM's y, float32, see `types.Head`.
+
+  What is masked (a bias of -inf or -1e30) stays so.
+  """
+  if soft_cap is None:
+    return y if scale == 1 else y * scale
+  z = soft_cap * jnp.tanh(y * (scale / soft_cap))
+  return jnp.where(y < DEAD, FLOOR, z)
+
+
+def cap_slope(z, soft_cap: float):
+  """Returns dz/d(scale y) = 1 - (z / soft_cap)^2 of `finished`, float32.
+
+  A rounded z may be beyond its cap; what is masked gets 0.
+  """
+  t = z.astype(jnp.float32) * (1 / soft_cap)
+  return jnp.maximum(1 - t * t, 0.0)
+
+
 def gradient(u, q, total, soft_scale, softmax, onehot, hard_scale):
   """Returns dloss/dz = soft_scale (u - q U) + hard_scale (softmax - onehot).
 

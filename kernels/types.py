@@ -21,11 +21,14 @@ def _static(default):
 class Logits:
   """Scores of every class for every row.
 
+  They are what the softmax is taken of: a model that caps or scales its logits
+  has done so, and autodiff passes through that. `Head` does it in the loss.
+
   Attributes:
     values: [N, V], bfloat16 or float32. -inf and -1e30 both mean "never".
     vocab_size: the true V where `values` has padding columns at the end; they
       are ignored whatever they hold, and get gradient 0. With `vocab_axis` it
-      is the global V. None: every column counts.
+      is the global V. None: that of the other model, or every column counts.
   """
 
   values: Float[Array, "N V"]
@@ -35,13 +38,23 @@ class Logits:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Head:
-  """Scores given as hidden states and the last layer: z = hidden kernel + bias.
+  """Scores given as hidden states and the last layer.
+
+      z = soft_cap tanh(y / soft_cap),   y = scale (hidden kernel + bias)
+
+  or z = y without a cap; in float32 whatever the GEMM's operands are. Source of
+  the cap: Gemma 2 (2024), 2408.00118, section 2, final_logit_softcapping = 30.
+  Granite and Cohere scale: 1 / logits_scaling and logit_scale.
 
   Attributes:
     hidden: [N, H].
     kernel: [H, V], the orientation of flax.
-    bias: [V] or None.
+    bias: [V] or None. -inf and -1e30 mean "never", with a cap too.
     vocab_size: as in `Logits`.
+    soft_cap: bound of |z|, > 0, a Python number. Its slope 1 - (z / soft_cap)^2
+      is taken of z as the loss has it: of bfloat16 ones it is good to 0.004,
+      as autodiff of a tanh in bfloat16 is.
+    scale: > 0, a Python number.
   """
 
   hidden: Float[Array, "N H"]
@@ -93,6 +106,14 @@ class Rows(NamedTuple):
 
   soft: Float[Array, "N"]
   hard: Float[Array, "N"]
+
+
+def soft_cap(scores: Head | Logits) -> float | None:
+  return scores.soft_cap if isinstance(scores, Head) else None
+
+
+def scale(scores: Head | Logits) -> float:
+  return scores.scale if isinstance(scores, Head) else 1.0
 
 
 def operand_dtype(scores: Head | Logits):

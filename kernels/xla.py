@@ -58,6 +58,21 @@ def pick(z, ids, offset, inv_t):
   return jnp.where(here, x, 0.0), here
 
 
+def fitted(z, v: int):
+  """Returns z [C, V'] with v columns: padding columns dropped or added."""
+  missing = v - z.shape[1]
+  if missing > 0:
+    return jnp.pad(z, ((0, 0), (0, missing)))
+  return z[:, :v] if missing else z
+
+
+def through_cap(spec, z, dz):
+  """Returns dloss/d(scale y) from dloss/dz, see `types.Head`."""
+  if spec.soft_cap is None:
+    return dz
+  return dz * tile.cap_slope(z, spec.soft_cap)
+
+
 def hard_term(spec, chunk, z, soft: Softmax, stash: bool):
   """Returns (CE [C], softmax [C, V], onehot [C, V]) at T = 1."""
   labels = chunk.labels[:, None]
@@ -81,6 +96,10 @@ def dense_rows(spec, chunk, dtype, *, stash: bool):
   d, ce, total = zero, zero, None
   softmax = onehot = u = q = None
   student: Any = None
+  if spec.phi is not None:
+    chunk = dataclasses.replace(
+      chunk, teacher=fitted(chunk.teacher, chunk.z_s.shape[1])
+    )
   hard_z = tile.scaled(chunk.z_s, 1.0, valid)
   xs = []
   if spec.phi is not None:
@@ -119,7 +138,7 @@ def dense_rows(spec, chunk, dtype, *, stash: bool):
     q = student.p
   scales = (chunk.soft_scale[:, None], chunk.hard_scale[:, None])
   dz = tile.gradient(u, q, total, scales[0], softmax, onehot, scales[1])
-  return d, ce, dz.astype(dtype)
+  return d, ce, through_cap(spec, chunk.z_s, dz).astype(dtype)
 
 
 def topk_rows(spec, chunk, dtype, *, stash: bool):
@@ -170,7 +189,7 @@ def topk_rows(spec, chunk, dtype, *, stash: bool):
   dz = chunk.soft_scale[:, None] * put(dx, dx_k[:, :k])
   if softmax is not None:
     dz = dz + chunk.hard_scale[:, None] * (softmax - onehot)
-  return d, ce, dz.astype(dtype)
+  return d, ce, through_cap(spec, z, dz).astype(dtype)
 
 
 def in_blocks(rows, spec, chunk, dtype):

@@ -37,6 +37,7 @@ class Call:
     dtype: of dz; None computes none.
     interpreted: exchange through device memory, no inline assembly.
     alias: dz overwrites z_s.
+    soft_cap: as in plan.Spec.
   """
 
   tile: Tile
@@ -48,6 +49,7 @@ class Call:
   dtype: jnp.dtype | None
   interpreted: bool
   alias: bool
+  soft_cap: float | None = None
 
   @property
   def own_softmax(self) -> bool:
@@ -342,6 +344,8 @@ def write_gradient(cta: Cta, soft: list[Softmax], total):
       softmax = probabilities(cta, soft[-1], at)[1] if call.own_softmax else q
       onehot = jnp.where(cta.columns(at) == label, 1.0, 0.0)
     dz = tile.gradient(u, q, total, soft_scale, softmax, onehot, hard_scale)
+    if call.soft_cap is not None:
+      dz = dz * tile.cap_slope(cta.load(cta.scratch["z_s"], at), call.soft_cap)
     dz = jnp.where(alive, dz, 0.0).astype(call.dtype)
     plgpu.store(refs.dz.at[cta.row, pl.ds(base + at[1], call.tile.chunk)], dz)
     return carry

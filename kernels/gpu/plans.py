@@ -71,14 +71,17 @@ def rows(
     dtype=None if dtype is None else jnp.dtype(dtype),
     interpreted=bool(interpret),
     alias=alias and dtype == z_s.dtype,
+    soft_cap=spec.soft_cap,
   )
   z_label = jnp.zeros((n, 1), f32)
   if spec.hard:
     z_label, _ = xla.pick(z_s, chunk.labels[:, None], chunk.offset, 1.0)
     # Read before dz overwrites z_s: otherwise XLA would copy [C, V].
     z_s, z_label = lax.optimization_barrier((z_s, z_label))
-  pad = lambda z: jnp.pad(z, ((0, 0), (0, columns - v)))
-  operands = [pad(z_s)] + ([pad(z_t)] if soft else [])
+  operands = [xla.fitted(z_s, columns)]
+  if soft and not readable(z_t.shape[1], columns, itemsizes):
+    z_t = xla.fitted(z_t, columns)
+  operands += [z_t] if soft else []
   operands += [chunk.inv_t.reshape(1), chunk.soft_scale, chunk.hard_scale]
   operands += [chunk.labels] if spec.hard else []
   operands += [jnp.asarray(c).reshape(1) for c in chunk.consts] if soft else []
@@ -95,6 +98,11 @@ def rows(
     hi, lo = tile.split_log(stats["s_h"])
     ce = ((stats["top"] - z_label[:, 0]) + hi) + lo
   return d, ce, dz
+
+
+def readable(v_t: int, columns: int, itemsizes) -> bool:
+  """Whether the kernel can copy its columns out of rows of V_t logits."""
+  return v_t >= columns and padded(v_t, itemsizes) == v_t
 
 
 def log_error(s, log2_s):
@@ -192,7 +200,7 @@ def by_platform(spec, student, teacher) -> dict[str, Plan] | str:
   TopK teachers, token_log_probs and a sharded V run in XLA under the name "gpu"
   too: there are no dense rows, no loss, or no whole rows to keep. A V that
   copies cannot cut is padded (`padded`), which costs more than XLA's own
-  traffic, so "auto" takes XLA there.
+  traffic, so "auto" takes XLA there; also where a teacher has fewer columns.
   """
   if spec is None or spec.vocab_axis is not None or isinstance(teacher, TopK):
     return {"cuda": xla.ACCELERATOR, "cpu": xla.ACCELERATOR}
@@ -229,7 +237,9 @@ def by_platform(spec, student, teacher) -> dict[str, Plan] | str:
     # The interpreter wants a host thread per CTA of a cluster (NPROC) or hangs.
     cluster=None if can else 1,
   )
-  plan = dataclasses.replace(plan, auto=padded(v, itemsizes) == v)
+  models = [m for m in (student, teacher) if m is not None]
+  auto = all(readable(num_columns(m), v, itemsizes) for m in models)
+  plan = dataclasses.replace(plan, auto=auto)
   return {"cuda" if can else "cpu": plan}
 
 

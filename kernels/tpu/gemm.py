@@ -32,10 +32,10 @@ MIB = 1 << 20
 BLOCKS = (512, 256, 128)  # columns of W at a time
 
 
-def scores_kernel(h, w, *rest):
+def scores_kernel(finish, h, w, *rest):
   *bias, z = rest
   out = accumulate.dot(h[...], w[...], (1, 0))
-  z[...] = (out + bias[0][...] if bias else out).astype(z.dtype)
+  z[...] = finish(out + bias[0][...] if bias else out).astype(z.dtype)
 
 
 def gradients_kernel(vocab, last, h, w, dz, high, low, dh, high_out, low_out):
@@ -116,8 +116,8 @@ class Gemms:
       and self.gradient_block(c, k) is not None
     )
 
-  def scores(self, h, w, bias, dtype):
-    """Returns z = h W + bias [C, V], accumulated in float32."""
+  def scores(self, h, w, bias, dtype, finish):
+    """Returns finish(h W + bias) [C, V], accumulated in float32."""
     (c, k), v = h.shape, w.shape[1]
     dtype = jnp.dtype(dtype)
     block = self.score_block(c, k, dtype.itemsize)
@@ -125,7 +125,7 @@ class Gemms:
     operands = [h, w] + ([] if bias is None else [bias.astype(f32)[None]])
     column = lambda rows: pl.BlockSpec((rows, block), lambda j: (0, j))
     return self._call(
-      scores_kernel,
+      functools.partial(scores_kernel, finish),
       *_alike(operands),
       name="head_scores",
       grid=(pl.cdiv(v, block),),

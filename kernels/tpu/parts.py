@@ -37,6 +37,7 @@ class Kernel:
     guard: whether rows of weight 0 may hold NaN.
     select: whether phi or u may be other than 0 where both sides are masked.
     linear: phi's coefficients, if it has them.
+    soft_cap: as in `plan.Spec`.
     rows: of a block.
     stash: how many [rows, V] float32 arrays there are: 2, for x_s and x_t, then
       q and u, or 0 (all is recomputed).
@@ -55,6 +56,7 @@ class Kernel:
   guard: bool
   select: bool
   linear: Linear | None = None
+  soft_cap: float | None = None
   rows: int = 16
   stash: int = 0
   narrow: bool = False

@@ -145,21 +145,24 @@ def call(kernel: Kernel, scalars, info, logits, dtype, alias: bool, interpret):
   """
   (n, v), rows = logits[0].shape, kernel.rows
   width = kernel.block or padded(v)
+  # A teacher may have other padding columns. z_s and dz may be one array.
+  blocks = [width, kernel.block or padded(kernel.vocab)][: len(logits)]
   if not kernel.block:
     grid = (pl.cdiv(n, rows),)
     by_row = lambda i: (i, 0)
     read = write = by_row
     semantics = ("parallel",)
   else:
-    grid = (pl.cdiv(n, rows), 3, pl.cdiv(kernel.vocab, width))
+    grid = (pl.cdiv(n, rows), 3, pl.cdiv(v, width))
     by_row = lambda i, phase, j: (i, 0)
-    read = lambda i, phase, j: (i, j)
+    last = pl.cdiv(kernel.vocab, width) - 1
+    read = lambda i, phase, j: (i, jnp.minimum(j, last))
     write = lambda i, phase, j: (i, jnp.where(phase == 2, j, 0))
     semantics = ("parallel", "arbitrary", "arbitrary")
   in_specs = [
     pl.BlockSpec(scalars.shape, lambda *_: (0, 0)),
     pl.BlockSpec((rows, info.shape[1]), by_row),
-    *(pl.BlockSpec((rows, width), read) for _ in logits),
+    *(pl.BlockSpec((rows, block), read) for block in blocks),
   ]
   arrays = [scalars, info, *logits]
   out_specs = [pl.BlockSpec((rows, LANES), by_row)]
@@ -244,6 +247,7 @@ def dense_rows(
     guard=guard and spec.weighted,
     select=phi is not None and not silent_where_masked(phi, consts, grad),
     linear=None if phi is None else linear.coefficients(phi),
+    soft_cap=spec.soft_cap,
   )
   logits = [chunk.z_s] + ([] if phi is None else [chunk.teacher])
   itemsizes = [z.dtype.itemsize for z in logits]

@@ -344,6 +344,9 @@ def slopes(
       dz = dz + spread(on_1, q) * e_1
     if start is not None:
       dz = dz - jnp.where(labels == start, k_hard, 0.0)
+    if kernel.soft_cap is not None:
+      z = load(kernel, refs.z_s, at, valid, floor=False)
+      dz = dz * tile.cap_slope(z, kernel.soft_cap)
     if kernel.guard:
       dz = jnp.where(spread(alive, dz), dz, 0.0)
     refs.dz[:, at] = dz.astype(refs.dz.dtype)

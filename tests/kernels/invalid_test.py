@@ -11,10 +11,16 @@ from absl.testing import absltest, parameterized
 from kernels import Head, Logits, TopK, distill_loss, token_log_probs
 from kernels.arguments import ArgumentError
 from tests.kernels import oracle
-from tests.kernels.problems import PLANS, dense, head, problem, top_k
+from tests.kernels.problems import (
+  FUSED,
+  PLANS,
+  dense,
+  head,
+  problem,
+  top_k,
+)
 
 N, V, K, ROW = 5, 256, 4, 2
-FUSED = {"tpu": "tpu", "gpu": "gpu"}  # Pallas, interpreted
 FAULTS = {
   "negative": -1,
   "too_large": V,

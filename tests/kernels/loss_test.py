@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 from kernels import Logits, TopK, distill_loss
 from tests.kernels import oracle
 from tests.kernels.problems import (
+  CAPPED,
   PLANS,
   dense,
   head,
@@ -39,6 +40,25 @@ class LossTest(parameterized.TestCase):
     got = value_and_grad(
       head(student), head(teacher), implementation=PLANS[implementation], **kw
     )
+    oracle.assert_close(got, want)
+
+  @parameterized.product(
+    divergence=("forward_kl", "jsd", "log_ratio"),
+    teacher_is=("head", "bucket", "renormalize"),
+    implementation=tuple(PLANS),
+  )
+  def test_capped_and_scaled(self, divergence, teacher_is, implementation):
+    student, teacher, labels, weights = problem(37, 1003)
+    kw = dict(divergence=oracle.DIVERGENCES[divergence], temperature=2.0)
+    kw.update(weights=weights, labels=labels, hard_weight=0.3, soft_weight=0.7)
+    t, arrays_t = head(teacher, **CAPPED[1]), teacher
+    if teacher_is != "head":
+      ids, lp = top_k(teacher, 7, 2.0)
+      t, arrays_t = TopK(ids, lp, teacher_is), (ids, lp, teacher_is)
+    want = oracle.loss(student, arrays_t, heads=CAPPED, **kw)
+    kw.update(weights=jnp.asarray(weights), labels=jnp.asarray(labels))
+    s = head(student, **CAPPED[0])
+    got = value_and_grad(s, t, implementation=PLANS[implementation], **kw)
     oracle.assert_close(got, want)
 
   @parameterized.parameters((130, 4999), (37, 1003), (1, 257))
@@ -98,25 +118,31 @@ class LossTest(parameterized.TestCase):
   @parameterized.product(
     divergence=("forward_kl", "reverse_kl", "jsd"),
     implementation=("xla", "online"),
+    cap=(None, 4.0),
   )
-  def test_bfloat16_is_no_worse_than_naive(self, divergence, implementation):
+  def test_bfloat16_is_no_worse_than_naive(
+    self, divergence, implementation, cap
+  ):
     student, teacher, _, _ = problem(37, 1003)
     phi = oracle.DIVERGENCES[divergence]
     narrow = lambda x: jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), x)
     student, teacher = narrow(student), narrow(teacher)
 
-    def naive(s):
-      lq = jax.nn.log_softmax((s[0] @ s[1] + s[2]).astype(jnp.float32))
-      z = teacher[0] @ teacher[1] + teacher[2]
-      lp = jax.nn.log_softmax(z.astype(jnp.float32))
-      return phi(lq, lp).sum(1).mean()
+    def log_probs(s):
+      z = s[0] @ s[1] + s[2]
+      z = z if cap is None else cap * jnp.tanh(z / cap)
+      return jax.nn.log_softmax(z.astype(jnp.float32))
 
-    value, _, _, want = oracle.loss(student, teacher, phi)
+    def naive(s):
+      return phi(log_probs(s), log_probs(teacher)).sum(1).mean()
+
+    heads = [dict(soft_cap=cap)] * 2
+    value, _, _, want = oracle.loss(student, teacher, phi, heads=heads)
     plain = jax.value_and_grad(naive)(student)
     plan = PLANS[implementation]
-    loss, _, _, grads = value_and_grad(
-      head(student), head(teacher), divergence=phi, implementation=plan
-    )
+    s, t = (head(x, soft_cap=cap) for x in (student, teacher))
+    kw = dict(divergence=phi, implementation=plan)
+    loss, _, _, grads = value_and_grad(s, t, **kw)
     norm = lambda a, b: np.linalg.norm(np.asarray(a, np.float64) - b)
     for ours, theirs, true in zip(grads, plain[1], want, strict=True):
       self.assertEqual(ours.dtype, jnp.bfloat16)

@@ -76,11 +76,12 @@ DIVERGENCES = {
 }
 
 
-def _scores(s):
+def _scores(s, soft_cap=None, scale=1.0):
   if len(s) == 1:
     return s[0]
   z = s[0] @ s[1]
-  return z if s[2] is None else z + s[2]
+  z = scale * (z if s[2] is None else z + s[2])
+  return z if soft_cap is None else soft_cap * jnp.tanh(z / soft_cap)
 
 
 def _topk(x, ids, lp, tail):
@@ -98,7 +99,7 @@ def _topk(x, ids, lp, tail):
 
 def loss(
   student, teacher, divergence, temperature=1.0, weights=None, labels=None,
-  hard_weight=0.0, soft_weight=1.0,
+  hard_weight=0.0, soft_weight=1.0, heads=({}, {}),
 ):  # fmt: skip
   """Returns (loss, soft, hard, gradients) in float64.
 
@@ -106,6 +107,7 @@ def loss(
     student: tuple, (logits,) or (hidden, kernel, bias or None).
     teacher: the same, or (ids, log_probs, tail).
     divergence, ...: as in kernels.distill_loss.
+    heads: soft_cap and scale of the student, and of the teacher.
   """
   wide = lambda x: jax.tree.map(
     lambda a: np.asarray(a, np.float64) if np.ndim(a) and _inexact(a) else a, x
@@ -116,12 +118,12 @@ def loss(
   temperature = float(temperature)
 
   def fn(student):
-    z = _scores(student)
+    z = _scores(student, **heads[0])
     if isinstance(teacher[-1], str):
       lq, lp = _topk(z / temperature, *teacher)
     else:
       lq = jax.nn.log_softmax(z / temperature)
-      lp = jax.nn.log_softmax(_scores(teacher) / temperature)
+      lp = jax.nn.log_softmax(_scores(teacher, **heads[1]) / temperature)
     soft = temperature**2 * divergence(lq, lp).sum(1)
     hard = jnp.zeros(n)
     if labels is not None:
@@ -142,13 +144,14 @@ def loss(
     return jax.tree.map(np.asarray, (value, soft, hard, grads))
 
 
-def token_log_probs(scores, ids, temperature, cotangent):
+def token_log_probs(scores, ids, temperature, cotangent, **head):
   """Returns (log-probabilities, gradients of cotangent . them) in float64."""
   with jax.enable_x64(True):
     scores = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tuple(scores))
 
     def fn(scores):
-      x = jax.nn.log_softmax(_scores(scores) / float(temperature))
+      z = _scores(scores, **head)
+      x = jax.nn.log_softmax(z / float(temperature))
       out = jnp.take_along_axis(x, jnp.asarray(ids)[:, None], 1)[:, 0]
       return (jnp.asarray(cotangent, jnp.float64) * out).sum(), out
 

@@ -9,12 +9,15 @@ import numpy as np
 from kernels import Head, Logits, distill_loss, xla
 
 H_S, H_T = 12, 20
+# A student's and a teacher's head; caps that bite at the logits of `problem`.
+CAPPED = dict(soft_cap=3.0, scale=0.7), dict(soft_cap=5.0, scale=1.5)
 PLANS = {
   "reference": "reference",
   "xla": "xla",
   "chunked": dataclasses.replace(xla.CPU, chunk=16, width=lambda h, v: 300),
   "online": dataclasses.replace(xla.ACCELERATOR, chunk=16, logits_dtype=None),
 }
+FUSED = {"tpu": "tpu", "gpu": "gpu"}  # Pallas, interpreted
 
 
 def problem(n, v, seed=0, bias=True, scale=1.0):
@@ -29,8 +32,8 @@ def problem(n, v, seed=0, bias=True, scale=1.0):
   return student, teacher, rng.integers(0, v, n), weights
 
 
-def head(arrays):
-  return Head(*jax.tree.map(jnp.asarray, arrays))
+def head(arrays, **kw):
+  return Head(*jax.tree.map(jnp.asarray, arrays), **kw)
 
 
 def arrays(student):

@@ -141,21 +141,23 @@ class TransformTest(parameterized.TestCase):
     self.assertEqual(count(value, "dot_general"), 2)
     self.assertGreaterEqual(count(both, "dot_general"), 4)
 
-  def test_no_array_of_all_logits_is_compiled(self):
+  @parameterized.parameters({}, dict(soft_cap=3.0, scale=0.5))
+  def test_no_array_of_all_logits_is_compiled(self, **kw):
     n = 64
     student, teacher, labels, _ = problem(n, V)
+    student, teacher = head(student, **kw), head(teacher, **kw)
     for plan in (dataclasses.replace(p, chunk=16) for p in
                  (xla.CPU, xla.ACCELERATOR)):  # fmt: skip
       kw = dict(divergence=oracle.jsd(0.5), implementation=plan)
       kw.update(labels=jnp.asarray(labels), hard_weight=1.0)
-      fn = lambda s, kw=kw: distill_loss(s, head(teacher), **kw)[0]
-      compiled = jax.jit(jax.value_and_grad(fn)).lower(head(student)).compile()
+      fn = lambda s, kw=kw: distill_loss(s, teacher, **kw)[0]
+      compiled = jax.jit(jax.value_and_grad(fn)).lower(student).compile()
       self.assertNotRegex(compiled.as_text(), rf"\[{n},{V}\]")
       ids = jnp.asarray(labels)
       fn = lambda s, plan=plan, ids=ids: token_log_probs(
         s, ids, implementation=plan
       ).sum()
-      compiled = jax.jit(jax.value_and_grad(fn)).lower(head(student)).compile()
+      compiled = jax.jit(jax.value_and_grad(fn)).lower(student).compile()
       self.assertNotRegex(compiled.as_text(), rf"\[{n},{V}\]")
 
   @parameterized.parameters("tpu", "cuda")

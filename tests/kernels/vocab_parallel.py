@@ -3,6 +3,7 @@
 Its own process, because XLA_FLAGS must be set before jax starts.
 """
 
+import dataclasses
 import re
 
 import jax
@@ -12,7 +13,15 @@ from jax.sharding import AxisType, PartitionSpec
 
 from kernels import Head, Logits, Rows, TopK, distill_loss, token_log_probs
 from tests.kernels import oracle
-from tests.kernels.problems import PLANS, arrays, dense, head, problem, top_k
+from tests.kernels.problems import (
+  CAPPED,
+  PLANS,
+  arrays,
+  dense,
+  head,
+  problem,
+  top_k,
+)
 
 P = PartitionSpec
 N, V = 24, 300
@@ -34,7 +43,9 @@ def specs_of(x, head_specs=HEAD):
   if isinstance(x, TopK):
     return TopK(P(), P(), x.tail)
   bias = None if x.bias is None else head_specs.bias
-  return Head(head_specs.hidden, head_specs.kernel, bias, x.vocab_size)
+  return dataclasses.replace(
+    x, hidden=head_specs.hidden, kernel=head_specs.kernel, bias=bias
+  )
 
 
 def loss_and_grads(student, teacher, inside=True, check=True, **kw):
@@ -76,6 +87,8 @@ def check_losses():
     "logits": (Logits(dense(student)[0]), Logits(dense(teacher)[0])),
     "bucket": (s, TopK(*topk)),
     "renormalize": (s, TopK(*topk, "renormalize")),
+    "capped": (head(student, **CAPPED[0]), head(teacher, **CAPPED[1])),
+    "capped_bucket": (head(student, **CAPPED[0]), TopK(*topk)),
   }
   for name, (a, b) in pairs.items():
     fn = lambda a, b=b: distill_loss(a, b, **kw)
@@ -133,7 +146,8 @@ def check_rows_sharded_too():
 def check_scores():
   student, _, ids, g = problem(N, V)
   ids = jnp.asarray(ids)
-  for x in (head(student), Logits(dense(student)[0])):
+  heads = head(student), head(student, **CAPPED[0])
+  for x in (*heads, Logits(dense(student)[0])):
     spec = specs_of(x)
     for plan in ("xla", "chunked", "online"):
 
@@ -146,7 +160,8 @@ def check_scores():
       whole = sharded(jax.grad(fn, has_aux=True), (spec,), (spec, P()))
       grads, out = whole(x)
       arrays_64 = student if isinstance(x, Head) else dense(student)
-      want = oracle.token_log_probs(arrays_64, ids, 1.5, g)
+      caps = CAPPED[0] if x is heads[1] else {}
+      want = oracle.token_log_probs(arrays_64, ids, 1.5, g, **caps)
       oracle.assert_close((out, arrays(grads)), want, 1e-5)
       if isinstance(x, Head):
         text = whole.lower(x).compile().as_text()

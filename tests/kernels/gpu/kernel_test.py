@@ -19,7 +19,6 @@ from absl.testing import absltest, parameterized
 
 from kd import divergences
 from kernels import (
-  Head,
   Logits,
   TopK,
   distill_loss,
@@ -31,6 +30,8 @@ from kernels.plan import Spec
 from tests.kernels import oracle
 from tests.kernels.gpu import problems
 from tests.kernels.gpu.problems import RACES, compare, value_and_grad
+from tests.kernels.problems import CAPPED, head, problem
+from tests.kernels.problems import value_and_grad as of_heads
 
 ROOT = pathlib.Path(__file__).parents[3]
 PLAN = plans.make_plan(interpret=RACES, cluster=1)
@@ -55,24 +56,16 @@ class InterpretedTest(parameterized.TestCase):
     self.assertEqual(done.returncode, 0, done.stderr[-3000:])
     self.assertIn("all agree", done.stdout)
 
-  def test_heads_in_chunks(self):
-    rng = np.random.default_rng(0)
-    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-    student = (normal(3, 4), normal(4, 256), normal(256))
-    teacher = (normal(3, 6), normal(6, 256), None)
-    want = oracle.loss(student, teacher, oracle.chi_square)
+  @parameterized.parameters(False, True)
+  def test_heads_in_chunks(self, capped):
+    student, teacher, labels, _ = problem(3, 256)
+    heads = CAPPED if capped else ({}, {})
+    kw = dict(divergence=oracle.chi_square, hard_weight=0.5, temperature=2.0)
+    want = oracle.loss(student, teacher, labels=labels, heads=heads, **kw)
     plan = plans.make_plan(alias=True, interpret=RACES, cluster=1)
-    plan = dataclasses.replace(plan, chunk=2)
-    teacher = Head(*map(jnp.asarray, teacher[:2]))
-
-    def fn(student):
-      return distill_loss(
-        student, teacher, divergence=oracle.chi_square, implementation=plan
-      )
-
-    fn = jax.jit(jax.value_and_grad(fn, has_aux=True))
-    (loss, rows), grads = fn(Head(*map(jnp.asarray, student)))
-    got = (loss, rows.soft, rows.hard, dataclasses.astuple(grads)[:3])
+    kw.update(implementation=dataclasses.replace(plan, chunk=2))
+    s, t = head(student, **heads[0]), head(teacher, **heads[1])
+    got = of_heads(s, t, labels=jnp.asarray(labels), **kw)
     oracle.assert_close(got, want)
 
   def test_vmapped_temperature_and_parameter_and_extreme_logits(self):

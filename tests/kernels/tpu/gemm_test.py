@@ -45,8 +45,10 @@ class GemmTest(parameterized.TestCase):
     h, w, bias = random(0, 40, 512), random(1, 512, v), random(2, v)
     for b in (None, bias):
       want = accumulate.dot(h, w, (1, 0)) + (0 if b is None else b)
-      got = gemms.scores(h, w, b, jnp.float32)
+      got = gemms.scores(h, w, b, jnp.float32, lambda y: y)
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+      got = gemms.scores(h, w, b, jnp.float32, jnp.tanh)
+      np.testing.assert_allclose(got, jnp.tanh(want), rtol=1e-5, atol=1e-4)
 
   @parameterized.product(
     v=(1024, 1152), gemms=(GEMMS, SMALL), last=(False, True)
@@ -65,14 +67,15 @@ class GemmTest(parameterized.TestCase):
       got = accumulate.join32(*halves)
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 
-  def heads(self, bias=True):
+  def heads(self, bias=True, **kw):
     b = (random(4, 640), random(5, 640)) if bias else (None, None)
-    student = Head(random(0, 72, 128), random(1, 128, 640) / 8, b[0])
-    teacher = Head(random(2, 72, 256), random(3, 256, 640) / 8, b[1])
+    student = Head(random(0, 72, 128), random(1, 128, 640) / 8, b[0], **kw)
+    teacher = Head(random(2, 72, 256), random(3, 256, 640) / 8, b[1], **kw)
     return student, teacher
 
-  def test_a_loss_in_ragged_chunks(self):
-    student, teacher = self.heads()
+  @parameterized.parameters({}, dict(soft_cap=3.0, scale=0.5))
+  def test_a_loss_in_ragged_chunks(self, **kw):
+    student, teacher = self.heads(**kw)
     weights = jnp.where(jnp.arange(72) % 5 == 1, 0, 1 / 72)
     out = []
     for gemms in (None, GEMMS):

@@ -19,7 +19,7 @@ from kd import divergences
 from kernels import Head, Logits, distill_loss, linear, xla
 from kernels.phi import Phi
 from kernels.tpu import plans
-from tests.kernels import oracle
+from tests.kernels import oracle, problems
 
 SMALL = plans.Generation(
   128 << 20, False, ((2, 2), (2, 2), (2, 2), (2, 2)), (2, 2), (2, 2)
@@ -53,6 +53,14 @@ def loss(z, z_t, **kw):
   """As `value_and_grad`, from arrays of logits; the gradient is an array."""
   out = value_and_grad(Logits(jnp.asarray(z)), Logits(jnp.asarray(z_t)), **kw)
   return *out[:3], (out[3].values,)
+
+
+HEADS = {
+  "plain": dict(rows=8),
+  "capped": dict(rows=8),
+  "capped_no_stash": dict(stash=0),
+  "capped_phases": dict(stash=0, block=256, rows=8),
+}
 
 
 class TpuTest(parameterized.TestCase):
@@ -146,25 +154,20 @@ class TpuTest(parameterized.TestCase):
     want = oracle.loss((z,), (z_t,), oracle.reverse_kl)
     oracle.assert_close(loss(z, z_t, implementation=plan(), **kw), want)
 
-  def test_heads(self):
-    rng = np.random.default_rng(0)
-    normal = lambda *s: rng.standard_normal(s).astype(np.float32)
-    student = (normal(21, 6), normal(6, 300), normal(300))
-    teacher = (normal(21, 9), normal(9, 300), None)
-    want = oracle.loss(student, teacher, oracle.forward_kl, temperature=1.5)
-    student, teacher = (Head(*map(jnp.asarray, student)),
-                        Head(*map(jnp.asarray, teacher[:2])))  # fmt: skip
-    chunked = dataclasses.replace(plan(student, teacher, rows=8), chunk=8)
-    for implementation in ("tpu", chunked):
-      *out, grads = value_and_grad(
-        student,
-        teacher,
-        divergence=oracle.forward_kl,
-        temperature=1.5,
-        implementation=implementation,
-      )
-      grads = (grads.hidden, grads.kernel, grads.bias)
-      oracle.assert_close((*out, grads), want)
+  @parameterized.parameters(*HEADS)
+  def test_heads(self, name):
+    """In chunks of 8 and of all 21 rows; capped in every layout."""
+    kw = dict(divergence=oracle.tvd, temperature=1.5, hard_weight=0.5)
+    student, teacher, labels, _ = problems.problem(21, 300)
+    caps = ({}, {}) if name == "plain" else problems.CAPPED
+    want = oracle.loss(student, teacher, labels=labels, heads=caps, **kw)
+    s, t = (problems.head(x, **c) for x, c in
+            zip((student, teacher), caps, strict=True))  # fmt: skip
+    tweaked = plan(s, t, **HEADS[name])
+    kw.update(labels=jnp.asarray(labels))
+    for implementation in (tweaked, dataclasses.replace(tweaked, chunk=8)):
+      *out, grads = value_and_grad(s, t, implementation=implementation, **kw)
+      oracle.assert_close((*out, problems.arrays(grads)), want)
 
   def test_dw_in_halves_is_exact(self):
     rng = np.random.default_rng(0)
@@ -215,12 +218,14 @@ class TpuTest(parameterized.TestCase):
 
   def test_vocab_size_and_value_only(self):
     z, z_t, _, _ = problem(8, 700)
-    for name in ("forward_kl", "log_ratio"):
+    phases = dict(stash=0, block=256)
+    for name, tweaks in (("forward_kl", {}), ("log_ratio", {}),
+                         ("forward_kl", phases)):  # fmt: skip
       phi = oracle.DIVERGENCES[name]
       want = oracle.loss((z[:, :300],), (z_t[:, :300],), phi)
-      kw = dict(divergence=phi, implementation=plan())
+      kw = dict(divergence=phi, implementation=plan(**tweaks))
       student = Logits(jnp.asarray(z), vocab_size=300)
-      teacher = Logits(jnp.asarray(z_t))
+      teacher = Logits(jnp.asarray(z_t[:, :333]))
       value, soft, _, grads = value_and_grad(student, teacher, **kw)
       oracle.assert_close(
         (value, soft, grads.values[:, :300]), (want[0], want[1], want[3][0])
