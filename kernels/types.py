@@ -48,6 +48,8 @@ class Head:
   kernel: Float[Array, "H V"]
   bias: Float[Array, "V"] | None = None
   vocab_size: int | None = _static(None)
+  soft_cap: float | None = _static(None)
+  scale: float = _static(1.0)
 
 
 @jax.tree_util.register_dataclass

@@ -19,14 +19,21 @@ class Outputs:
   """What a model makes of a batch, before its head is applied.
 
   Attributes:
-    hidden, kernel, bias: logits are hidden @ kernel + bias.
+    hidden, kernel, bias: scores are z = hidden @ kernel + bias; a bias of None
+      is 0.
+    soft_cap, scale: logits are soft_cap * tanh(scale * z / soft_cap), and
+      scale * z without a cap.
     large_from: the classes from which on what is asked of a few of them is
       computed without the logits of all.
   """
 
   hidden: Float[Array, "B H"]
   kernel: Float[Array, "H V"]
-  bias: Float[Array, "V"]
+  bias: Float[Array, "V"] | None = None
+  soft_cap: float | None = dataclasses.field(
+    default=None, metadata={"static": True}
+  )
+  scale: float = dataclasses.field(default=1.0, metadata={"static": True})
   large_from: int = dataclasses.field(
     default=LARGE_VOCABULARY, metadata={"static": True}
   )
@@ -38,18 +45,38 @@ class Outputs:
   @property
   def head(self) -> Head:
     """What the kernels compute the logits from."""
-    return Head(self.hidden, self.kernel, self.bias)
+    return Head(
+      self.hidden,
+      self.kernel,
+      self.bias,
+      soft_cap=self.soft_cap,
+      scale=self.scale,
+    )
 
   @property
   def logits(self) -> Float[Array, "B V"]:
-    return self.hidden @ self.kernel + self.bias
+    return self._logits_of(self.hidden)
+
+  def _logits_of(self, hidden) -> Float[Array, "B V"]:
+    z = jnp.matmul(hidden, self.kernel, preferred_element_type=jnp.float32)
+    return self._finish(z, self.bias)
+
+  def _finish(self, z, bias) -> Array:
+    """Makes logits of products, in float32."""
+    z = z if bias is None else z + bias
+    z = z if self.scale == 1 else z * self.scale
+    cap = self.soft_cap
+    return z if cap is None else cap * jnp.tanh(z / cap)
 
   def logits_at(self, ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
     """Returns the logits of K classes, without the others if V is large."""
     if self.num_classes < self.large_from:
       return jnp.take_along_axis(self.logits, ids, axis=-1)
     columns = jnp.take(self.kernel, ids, axis=-1)  # [H, B, K]
-    return jnp.einsum("bh,hbk->bk", self.hidden, columns) + self.bias[ids]
+    z = jnp.einsum(
+      "bh,hbk->bk", self.hidden, columns, preferred_element_type=jnp.float32
+    )
+    return self._finish(z, None if self.bias is None else self.bias[ids])
 
   def log_probs_at(
     self, ids: Int[Array, "B K"], temperature
@@ -67,7 +94,7 @@ class Outputs:
     """The likeliest class, found a few examples at a time if V is large."""
 
     def best(hidden):
-      return jnp.argmax(hidden @ self.kernel + self.bias, -1).astype(jnp.int32)
+      return jnp.argmax(self._logits_of(hidden), -1).astype(jnp.int32)
 
     if self.num_classes < self.large_from:
       return best(self.hidden)

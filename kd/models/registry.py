@@ -2,9 +2,9 @@
 
 A model is a class in Flax NNX, made of (input_shape, num_classes, rngs) and its
 options. Called with a batch it returns `Outputs`: the hidden states [B, H] and
-the head's kernel [H, V] and bias [V] that turn them into logits. Random numbers
-given (`rngs`) mean training: dropout is drawn and batch statistics are updated;
-without them the model is deterministic.
+the head's kernel [H, V] and bias [V] that turn them into logits; a decoder's
+are of B positions. Random numbers given (`rngs`) mean training: dropout is
+drawn and batch statistics are updated; without them the model is deterministic.
 
 To add a model, write such a class in a file of its own, with OPTIONS, the rules
 of its keyword arguments, which a config then takes; and give it an entry in
@@ -21,6 +21,7 @@ from kd.config import rules
 from kd.errors import UserError
 from kd.models.byte_cnn import ByteCNN
 from kd.models.cnn import CNN
+from kd.models.decoder_student import DecoderStudent
 from kd.models.magika import Magika
 from kd.models.mlp import MLP
 
@@ -29,6 +30,7 @@ MODELS: dict[str, Any] = {
   "cnn": CNN,
   "byte_cnn": ByteCNN,
   "magika": Magika,
+  "decoder": DecoderStudent,
 }
 
 
