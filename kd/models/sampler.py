@@ -31,9 +31,10 @@ def generate(
   pad_id: int = 0,
   padding: prefill.Padding = "right",
   prefix: Cache | None = None,
+  samples: int | None = None,
   rngs: nnx.Rngs | Array | None = None,
-) -> tuple[Int[Array, "B M"], Float[Array, "B M"]]:
-  """Writes a completion of each prompt.
+) -> tuple[Int[Array, "B *K M"], Float[Array, "B *K M"]]:
+  """Writes a completion of each prompt, or K of them.
 
   At temperature 0 each token is the likeliest, the lowest id of equals. Else it
   is drawn from softmax(z / T) over, if they are given, the `top_k` likeliest
@@ -55,7 +56,9 @@ def generate(
     pad_id: what follows the end.
     padding: the side of a prompt that is filled up.
     prefix: of `read_prefix`: what comes before each prompt.
-    rngs: for T > 0; or a key for each row [B], on which alone then its draws
+    samples: K completions of each prompt, which is read once; what is returned
+      then has an axis K. None is one, without the axis.
+    rngs: for T > 0; or a key for each prompt [B], on which alone then its draws
       depend, not on the batch that it is in.
 
   Returns:
@@ -66,10 +69,14 @@ def generate(
   Raises:
     ValueError: an argument out of range, or no `rngs` to draw with.
   """
-  if max_new_tokens < 1 or (top_k is not None and top_k < 1):
-    raise ValueError(
-      f"max_new_tokens, top_k = {max_new_tokens}, {top_k}; accepted: 1 or more"
-    )
+  counts = {
+    "max_new_tokens": max_new_tokens,
+    "top_k": top_k,
+    "samples": samples,
+  }
+  for name, count in counts.items():
+    if count is not None and count < 1:
+      raise ValueError(f"{name} = {count}; accepted: 1 or more")
   prefill.check(temperature, 0, np.inf, "temperature", "0 or more")
   if top_p is not None:
     prefill.check(top_p, 1e-9, 1, "top_p", "above 0, up to 1")
@@ -78,9 +85,10 @@ def generate(
   if prefill.is_traced(temperature) or float(temperature) > 0:
     if rngs is None:
       raise ValueError(f"temperature = {temperature}: draws, and needs rngs")
-    keys = _keys(rngs, len(segments))
+    keys = _fold(_keys(rngs, len(segments))[:, None], jnp.arange(samples or 1))
+    keys = keys.reshape(-1)
   graphdef, weights = nnx.split(model)
-  return _generate(
+  written = _generate(
     weights,
     jnp.asarray(prompts, jnp.int32),
     segments,
@@ -93,12 +101,16 @@ def generate(
     top_k=top_k,
     stop_ids=tuple(stop_ids),
     pad_id=pad_id,
+    samples=samples or 1,
   )
+  if samples is None:
+    return written
+  return tuple(x.reshape(-1, samples, max_new_tokens) for x in written)
 
 
 def completion_lengths(
-  completions: Int[Array, "B M"], stop_ids: tuple[int, ...]
-) -> Int[Array, "B"]:
+  completions: Int[Array, "*axes M"], stop_ids: tuple[int, ...]
+) -> Int[Array, "*axes"]:
   """Returns the tokens of what `generate` wrote, its stop id included.
 
   >>> print(completion_lengths(jnp.array([[5, 2, 0], [5, 6, 7]]), (2,)))
@@ -111,7 +123,14 @@ def completion_lengths(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("graphdef", "max_new_tokens", "top_k", "stop_ids", "pad_id"),
+  static_argnames=(
+    "graphdef",
+    "max_new_tokens",
+    "top_k",
+    "stop_ids",
+    "pad_id",
+    "samples",
+  ),
 )
 def _generate(
   weights,
@@ -127,16 +146,16 @@ def _generate(
   top_k,
   stop_ids,
   pad_id,
+  samples,
 ):
   model = nnx.merge(graphdef, weights)
-  batch = len(prompts_BxL)
 
   def choose(hidden_BxD, t):
     logits_BxV = prefill.outputs(model, hidden_BxD).logits
     if keys is None:
       token = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     else:
-      now = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+      now = _fold(keys, t)
       token = draw(logits_BxV, now, temperature, top_k, top_p)
     log_probs = jax.nn.log_softmax(logits_BxV)
     return token, jnp.take_along_axis(log_probs, token[:, None], -1)[:, 0]
@@ -163,10 +182,15 @@ def _generate(
   hidden_BxD, cache, first = prefill.read(
     model, prompts_BxL, segments_BxL, prefix, max_new_tokens
   )
+  if samples > 1:
+    hidden_BxD, cache, first = jax.tree.map(
+      lambda x: jnp.repeat(x, samples, axis=0), (hidden_BxD, cache, first)
+    )
+  shape = (len(first), max_new_tokens)
   state = (
-    jnp.zeros(batch, bool),
-    jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
-    jnp.zeros((batch, max_new_tokens)),
+    jnp.zeros(shape[:1], bool),
+    jnp.full(shape, pad_id, jnp.int32),
+    jnp.zeros(shape),
   )
   token, state = write(state, 0, hidden_BxD)
   carry = jax.lax.while_loop(unfinished, step, (1, token, cache, state))
@@ -221,11 +245,13 @@ def _nucleus(scores: Float[Array, "B K"], top_p) -> Float[Array, "B K"]:
 
 def _keys(rngs: nnx.Rngs | Array, batch: int) -> Array:
   if isinstance(rngs, nnx.Rngs):
-    rows = jnp.arange(batch)
-    return jax.vmap(jax.random.fold_in, (None, 0))(rngs(), rows)
+    return _fold(rngs(), jnp.arange(batch))
   if rngs.shape[:1] != (batch,):
     raise ValueError(f"rngs: shape {rngs.shape}; accepted: {(batch,)} keys")
   return rngs
+
+
+_fold = jnp.vectorize(jax.random.fold_in)
 
 
 def _among(ids: Int[Array, "..."], chosen: tuple[int, ...]):

@@ -100,12 +100,13 @@ class SampleTest(parameterized.TestCase):
   def test_frequencies_are_the_softmax_s(self):
     model, n, t = written.decoder(), 4000, 1.7
     ids = written.texts()[0]
-    completions, log_probs = sampler.generate(
+    (completions,), (log_probs,) = sampler.generate(
       model,
-      np.tile(ids, (n, 1)),
-      np.full(n, len(ids)),
+      np.array([ids]),
+      [len(ids)],
       max_new_tokens=2,
       temperature=t,
+      samples=n,
       rngs=nnx.Rngs(0),
     )
     first = written.log_probs(model, ids)[-1]
@@ -167,27 +168,31 @@ class SampleTest(parameterized.TestCase):
         ranks.add(rank)
     self.assertGreater(len(ranks), 2)
 
-  def test_a_row_s_key_alone_decides_inside_a_program_too(self):
+  def test_a_prompt_s_key_alone_decides_inside_a_program_too(self):
     model = written.decoder()
     prompts, keys = (
       written.prompts("right"),
       jax.random.split(jax.random.key(2), 4),
     )
-    write = lambda t, rows: sampler.generate(
+    write = lambda t, rows, samples: sampler.generate(
       model,
       prompts[rows],
       written.LENGTHS[rows],
       max_new_tokens=M,
       temperature=t,
+      samples=samples,
       rngs=keys[rows],
     )[0]
-    of_all = write(2.0, slice(None))
-    of_two = jax.jit(lambda t: write(t, slice(1, 3)))(2.0)
-    np.testing.assert_array_equal(of_two, of_all[1:3])
+    of_all = write(2.0, slice(None), 2)
+    self.assertEqual(of_all.shape, (4, 2, M))
+    self.assertFalse(np.any(np.all(of_all[:, 0] == of_all[:, 1], axis=-1)))
+    of_two = jax.jit(lambda t: write(t, slice(1, 3), None))(2.0)
+    np.testing.assert_array_equal(of_two, of_all[1:3, 0])
 
   @parameterized.parameters(
     ({"max_new_tokens": 0}, "accepted: 1 or more"),
-    ({"top_k": 0}, "accepted: 1 or more"),
+    ({"top_k": 0}, "top_k = 0; accepted: 1 or more"),
+    ({"samples": 0}, "samples = 0; accepted: 1 or more"),
     ({"temperature": -1.0}, "temperature = .*accepted: 0 or more"),
     ({"temperature": 1.0}, "needs rngs"),
     ({"top_p": 0.0}, "top_p = .*accepted: above 0"),
