@@ -23,9 +23,15 @@ Padding = Literal["right", "left"]
 
 
 def read_prefix(model: Decoder, ids: Int[ArrayLike, "P"]) -> Cache:
-  """Reads what many prompts begin with, for `generate` and `token_scores`."""
+  """Reads what many prompts begin with, for `generate` and `token_scores`.
+
+  Raises:
+    ValueError: a token that the model does not have.
+  """
+  ids_P = jnp.asarray(ids, jnp.int32)
+  check_ids(model, "prefix", ids_P, True)
   graphdef, weights = nnx.split(model)
-  return _read_prefix(weights, jnp.asarray(ids, jnp.int32), graphdef=graphdef)
+  return _read_prefix(weights, ids_P, graphdef=graphdef)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -58,8 +64,11 @@ def read(
   return hidden_BxD, cache, before + jnp.sum(segments_BxL, axis=1)
 
 
-def segments(prompts, lengths, padding: Padding) -> Int[Array, "B L"]:
-  """Returns segments: 1 for the tokens of a prompt, 0 for what fills it up."""
+def segments(
+  model: Decoder, prompts, lengths, padding: Padding
+) -> Int[Array, "B L"]:
+  """Returns 1 for the tokens of a prompt and 0 for what fills it up; raises
+  ValueError for what is no prompt."""
   lengths = jnp.asarray(lengths, jnp.int32)
   batch, length = jnp.shape(prompts)
   if lengths.shape != (batch,):
@@ -70,7 +79,9 @@ def segments(prompts, lengths, padding: Padding) -> Int[Array, "B L"]:
   index = jnp.arange(length)[None]
   if padding == "left":
     index = length - 1 - index
-  return (index < lengths[:, None]).astype(jnp.int32)
+  there = index < lengths[:, None]
+  check_ids(model, "prompts", prompts, there)
+  return there.astype(jnp.int32)
 
 
 def outputs(model: Decoder, hidden: Float[Array, "N D"]) -> Outputs:
@@ -81,13 +92,20 @@ def outputs(model: Decoder, hidden: Float[Array, "N D"]) -> Outputs:
   )
 
 
+def check_ids(model: Decoder, name: str, ids, there) -> None:
+  """Raises ValueError for a token that the model does not have."""
+  last = model.spec.vocab_size - 1
+  check(jnp.where(there, ids, 0), 0, last, name, f"ids from 0 to {last}")
+
+
 def check(values, low, high, name: str, accepted: str) -> None:
   """Raises ValueError for what is out of range, unless it is being traced."""
   if is_traced(values):
     return
-  given = jax.device_get(values)
-  if np.size(given) and not np.all((low <= given) & (given <= high)):
-    raise ValueError(f"{name} = {np.ravel(given)}; accepted: {accepted}")
+  given = np.ravel(jax.device_get(values))
+  wrong = given[~((low <= given) & (given <= high))]
+  if len(wrong):
+    raise ValueError(f"{name}: {wrong[0]}; accepted: {accepted}")
 
 
 def is_traced(value) -> bool:

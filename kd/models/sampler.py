@@ -80,7 +80,7 @@ def generate(
   prefill.check(temperature, 0, np.inf, "temperature", "0 or more")
   if top_p is not None:
     prefill.check(top_p, 1e-9, 1, "top_p", "above 0, up to 1")
-  segments = prefill.segments(prompts, lengths, padding)
+  segments = prefill.segments(model, prompts, lengths, padding)
   keys = None
   if prefill.is_traced(temperature) or float(temperature) > 0:
     if rngs is None:

@@ -41,13 +41,15 @@ def token_scores(
     Nats for each token; 0 beyond a completion's end.
 
   Raises:
-    ValueError: lengths out of range.
+    ValueError: a length out of range, or a token that the model has not.
   """
-  segments = prefill.segments(prompts, lengths, padding)
+  segments = prefill.segments(model, prompts, lengths, padding)
   completions = jnp.asarray(completions, jnp.int32)
   each = jnp.asarray(completion_lengths, jnp.int32)
   batch, (c, m) = len(segments), completions.shape[-2:]
   prefill.check(each, 0, m, "completion_lengths", f"0 to {m}")
+  there = jnp.arange(m) < each[..., None]
+  prefill.check_ids(model, "completions", completions, there)
   graphdef, weights = nnx.split(model)
   return _token_scores(
     weights,

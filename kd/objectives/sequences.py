@@ -208,7 +208,7 @@ def preference(
     rejected: of those to avoid.
     reference: the reference model's of both, commonly the student's before
       this training; None is a reference for which all are equally likely.
-    beta: > 0; how much a nat counts. 0.1 in the paper.
+    beta: > 0; how much a nat counts. 0.1 in most of the paper.
     form: "sigmoid" or "ipo".
     label_smoothing: eps, in [0, 0.5); for "sigmoid".
     margin: m, by which the chosen one is to lead; for "sigmoid".

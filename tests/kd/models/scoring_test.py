@@ -18,6 +18,7 @@ class TokenScoresTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     own = rng.integers(0, written.V, (len(written.LENGTHS), c, length))
     ends = rng.integers(0, length + 1, own.shape[:2])
+    own[np.arange(length) >= ends[..., None]] = 99
     scores = scoring.token_scores(
       model,
       written.prompts(padding),
@@ -44,14 +45,18 @@ class TokenScoresTest(parameterized.TestCase):
     each = np.tile(classes, (4, 1, 1)), np.tile(ends, (4, 1))
     oracles.assert_close(scores, scoring.token_scores(model, *given, *each))
 
-  def test_refuses(self):
-    with self.assertRaisesRegex(ValueError, "completion_lengths = .*0 to 2"):
+  @parameterized.parameters(
+    (0, 3, "completion_lengths: 3; accepted: 0 to 2"),
+    (29, 2, "completions: 29; accepted: ids from 0 to 28"),
+  )
+  def test_refuses(self, token, length, message):
+    with self.assertRaisesRegex(ValueError, message):
       scoring.token_scores(
         written.decoder(),
         written.prompts("right"),
         written.LENGTHS,
-        np.zeros((1, 2), int),
-        np.array([3]),
+        np.array([[1, token]]),
+        np.array([length]),
       )
 
 

@@ -56,10 +56,10 @@ def decoder(kind: str = "plain") -> Decoder:
 
 
 def prompts(padding: str) -> np.ndarray:
-  """Returns LENGTHS' prompts; what fills them up differs between the sides."""
+  """Returns LENGTHS' prompts, filled up with ids that are none."""
   rng = np.random.default_rng(0)
   rows = [rng.integers(0, V, n) for n in LENGTHS]
-  fill = np.full((len(rows), LENGTH), 5 if padding == "left" else 6, np.int32)
+  fill = np.full((len(rows), LENGTH), 99 if padding == "left" else -7, np.int32)
   for row, ids in zip(fill, rows, strict=True):
     row[slice(-len(ids), None) if padding == "left" else slice(len(ids))] = ids
   return fill
