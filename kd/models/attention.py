@@ -21,6 +21,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Bool, Float, Int
 
+from kd.errors import UserError, why
+
 Implementation = Literal["auto", "xla", "cudnn"]
 IMPLEMENTATIONS = get_args(Implementation)
 LANES = 128  # what splash attention wants a row to be a multiple of
@@ -85,6 +87,9 @@ def attend(
     cap: c; None is no cap.
     implementation: of IMPLEMENTATIONS. "auto" is splash attention on TPUs where
       the keys are the queries' own and L is a multiple of 128, else XLA.
+
+  Raises:
+    UserError: cuDNN is asked for what it cannot do, or is not installed.
   """
   mask_BxLxS = visible(queries, keys or queries, window)
   arrays = q_BxLxHxd, k_BxSxKxd, v_BxSxKxd, mask_BxLxS, queries.segments
@@ -93,19 +98,38 @@ def attend(
     del segments
     if cap is not None:
       return _capped(q, k, v, mask, scale, cap)
-    name = "xla" if implementation == "auto" else implementation
     return jax.nn.dot_product_attention(
-      q, k, v, mask=mask[:, None], scale=scale, implementation=name
+      q, k, v, mask=mask[:, None], scale=scale, implementation="xla"
     )
 
   def tpu(q, k, v, mask, segments):
     del mask
     return splash(q, k, v, segments, scale=scale, window=window, cap=cap)
 
+  if implementation == "cudnn":
+    return _cudnn(*arrays[:4], scale, cap)
   own = keys is None and q_BxLxHxd.shape[1] % LANES == 0
-  if implementation != "auto" or not own:
+  if implementation == "xla" or not own:
     return plain(*arrays)
   return jax.lax.platform_dependent(*arrays, tpu=tpu, default=plain)
+
+
+def _cudnn(q_BxLxHxd, k_BxSxKxd, v_BxSxKxd, mask_BxLxS, scale, cap) -> Array:
+  try:
+    if cap is not None:
+      raise NotImplementedError("it has no cap on scores")
+    return jax.nn.dot_product_attention(
+      q_BxLxHxd,
+      k_BxSxKxd,
+      v_BxSxKxd,
+      mask=mask_BxLxS[:, None],
+      scale=scale,
+      implementation="cudnn",
+    )
+  except (RuntimeError, NotImplementedError, ValueError) as error:
+    raise UserError(
+      f"attention = 'cudnn': {why(error)}; expected 'auto' or 'xla' here"
+    ) from error
 
 
 def _capped(q_BxLxHxd, k_BxSxKxd, v_BxSxKxd, mask_BxLxS, scale, cap) -> Array:

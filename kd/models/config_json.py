@@ -53,7 +53,7 @@ def read(config: Mapping[str, Any], path: str) -> Spec:
   full = {**defaults, **config}
   for key in families.SHAPES:
     value, optional = full[key], families.SHAPES[key] is None
-    if not (optional and value is None or rules.integer(1).accepts(value)):
+    if not ((optional and value is None) or rules.integer(1).accepts(value)):
       found = repr(value) if key in config else "missing"
       raise UserError(f"{path}: {key} is {found}: expected a whole number >= 1")
   heads, kv_heads = full["num_attention_heads"], full["num_key_value_heads"]
