@@ -3,8 +3,11 @@
 from kd.models.cnn import CNN
 from kd.models.decoder import Decoder
 from kd.models.mlp import MLP
+from kd.models.prefill import read_prefix
 from kd.models.pretrained import load_pretrained, save_pretrained
 from kd.models.registry import MODELS, check, create, num_params
+from kd.models.sampler import completion_lengths, generate
+from kd.models.scoring import token_scores
 
 __all__ = [
   "CNN",
@@ -12,8 +15,12 @@ __all__ = [
   "MODELS",
   "Decoder",
   "check",
+  "completion_lengths",
   "create",
+  "generate",
   "load_pretrained",
   "num_params",
+  "read_prefix",
   "save_pretrained",
+  "token_scores",
 ]
