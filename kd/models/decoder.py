@@ -302,16 +302,18 @@ class Decoder(nnx.Module):
     return self.to_logits(hidden_BxLxD)
 
   def __call__(
-    self, x_Bx2xL: Int[Array, "B 2 L"], rngs: nnx.Rngs | None = None
+    self, x_BxCxL: Int[Array, "B C L"], rngs: nnx.Rngs | None = None
   ) -> Outputs:
     """Returns the outputs of B L positions, row by row.
 
     Args:
-      x_Bx2xL: token ids, and the document that each is of; see the class.
+      x_BxCxL: token ids, and the document that each is of, see the class; a
+        further line is not read.
       rngs: unused, it has no dropout.
     """
     del rngs
-    ids_BxL, segments_BxL = x_Bx2xL.astype(jnp.int32).swapaxes(0, 1)
+    x_CxBxL = x_BxCxL.astype(jnp.int32).swapaxes(0, 1)
+    ids_BxL, segments_BxL, *_ = x_CxBxL
     hidden_BxLxD = self.hidden(ids_BxL, segments_BxL=segments_BxL)
     return Outputs(
       hidden_BxLxD.reshape(-1, self.spec.width),

@@ -24,7 +24,7 @@ class DecoderStudent(Decoder):
   sqrt(2 layers) where they add to the stream of a layer.
 
   Args:
-    input_shape: (2, L), see `Decoder.__call__`.
+    input_shape: (2, L) or (3, L), see `Decoder.__call__`.
     num_classes: V.
     layers, width, heads, head_dim: their numbers; a head's width is
       width / heads unless given.
@@ -79,10 +79,10 @@ class DecoderStudent(Decoder):
     attention: Implementation = "auto",
     rngs: nnx.Rngs,
   ):
-    if len(input_shape) != 2 or input_shape[0] != 2:
+    if len(input_shape) != 2 or input_shape[0] not in (2, 3):
       raise UserError(
-        f"name = 'decoder': expected tokens and their documents [2, L], the "
-        f"task's inputs have shape {tuple(input_shape)}"
+        "name = 'decoder': reads tokens, and the task's inputs have shape "
+        f"{tuple(input_shape)}; expected task.tokens.length >= 2"
       )
     kv_heads = kv_heads or heads
     if heads % kv_heads or (head_dim is None and width % heads):

@@ -13,7 +13,7 @@ from kernels import Head, token_log_probs
 
 # Chosen, not measured: well above the usual K of samples.
 LARGE_VOCABULARY = 2048
-AT_A_TIME = 1 << 22  # logits that are there at once, of a large vocabulary
+AT_A_TIME = 1 << 24  # logits that are there at once, of a large vocabulary
 
 
 @jax.tree_util.register_dataclass

@@ -53,9 +53,7 @@ def load_pretrained(
     UserError: something in the folder is missing, unknown, of another shape or
       cut short.
   """
-  folder = pathlib.Path(folder)
-  path = str(folder / "config.json")
-  spec = config_json.read(files.read_json(path, "config of a model"), path)
+  folder, spec = pathlib.Path(folder), spec_of(folder)
   with contextlib.ExitStack() as stack:
     tensors = _open(folder, stack)
     found = _matched(folder, tensors, spec)
@@ -81,6 +79,16 @@ def load_pretrained(
       array = array.T if ours.endswith("kernel") else array
       flat[parts] = variable.replace(jnp.asarray(array, variable.dtype))
   return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def spec_of(folder: str | os.PathLike) -> Spec:
+  """Returns what a folder's config.json describes.
+
+  Raises:
+    UserError: it is missing or damaged, or says what we don't know.
+  """
+  path = os.path.join(folder, "config.json")
+  return config_json.read(files.read_json(path, "config of a model"), path)
 
 
 def save_pretrained(model: Decoder, folder: str | os.PathLike) -> None:

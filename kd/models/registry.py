@@ -20,6 +20,7 @@ from flax import nnx
 from kd.config import rules
 from kd.errors import UserError
 from kd.models.byte_cnn import ByteCNN
+from kd.models.checkpoint_model import Checkpoint
 from kd.models.cnn import CNN
 from kd.models.decoder_student import DecoderStudent
 from kd.models.magika import Magika
@@ -30,6 +31,7 @@ MODELS: dict[str, Any] = {
   "cnn": CNN,
   "byte_cnn": ByteCNN,
   "magika": Magika,
+  "checkpoint": Checkpoint,
   "decoder": DecoderStudent,
 }
 

@@ -301,19 +301,21 @@ def top_k(
   """
   if isinstance(dense, TopK):
     return dense.narrow(k)
+  kept = tuple(temperatures)
+  return TopK(*dense.each(lambda z: _likeliest(z, k, kept)), kept)
 
-  def likeliest(logits):
-    z = _from_the_largest(logits)
-    top, ids = jax.lax.top_k(z, k)
-    others = z.at[ids].set(-jnp.inf)
-    lse = [jax.nn.logsumexp(z / t) for t in temperatures]
-    tail = [
-      jnp.exp(jax.nn.logsumexp(others / t) - total)
-      for t, total in zip(temperatures, lse, strict=True)
-    ]
-    return ids.astype(jnp.int32), top, jnp.stack(lse), jnp.stack(tail)
 
-  return TopK(*dense.each(likeliest), tuple(temperatures))
+def _likeliest(logits: Float[Array, "V"], k: int, temperatures):
+  """Returns a row of a TopK: ids, logits, lse and tail."""
+  z = _from_the_largest(logits)
+  top, ids = jax.lax.top_k(z, k)
+  others = z.at[ids].set(-jnp.inf)
+  lse = [jax.nn.logsumexp(z / t) for t in temperatures]
+  tail = [
+    jnp.exp(jax.nn.logsumexp(others / t) - total)
+    for t, total in zip(temperatures, lse, strict=True)
+  ]
+  return ids.astype(jnp.int32), top, jnp.stack(lse), jnp.stack(tail)
 
 
 def sample(
@@ -329,15 +331,16 @@ def sample(
   The draws of a row depend on the key and its number alone, so that a larger
   transfer set keeps those of a smaller one, a part of it those of the whole.
   """
-
-  def draw(logits, n):
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
-    many = log_probs.shape[-1] >= INVERTED_FROM
-    how = _invert if many else jax.random.categorical
-    ids = how(jax.random.fold_in(key, n), log_probs, shape=(k,))
-    return ids.astype(jnp.int32), log_probs[ids]
-
+  draw = lambda z, n: _draw(jax.random.fold_in(key, n), z, k, temperature)
   return Samples(*dense.each(draw, numbers))
+
+
+def _draw(key: Array, logits: Float[Array, "V"], k: int, temperature: float):
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+  many = log_probs.shape[-1] >= INVERTED_FROM
+  how = _invert if many else jax.random.categorical
+  ids = how(key, log_probs, shape=(k,))
+  return ids.astype(jnp.int32), log_probs[ids]
 
 
 def _invert(key: Array, log_probs: Float[Array, "V"], shape) -> Array:
@@ -360,8 +363,12 @@ def of_teacher(
   key: Array,
   numbers: ArrayLike | None = None,
   counts: ArrayLike | None = None,
+  k: int = 0,
+  temperatures: Sequence[float] = (1.0,),
 ) -> Signal:
   """Makes the signal of N positions from what the teacher makes of them.
+
+  All is read off a row's logits while they are there, once.
 
   Args:
     teacher: its logits, or outputs that have them.
@@ -371,30 +378,33 @@ def of_teacher(
     key: of the draws.
     numbers: the positions' numbers in the transfer set [N]; None: from 0.
     counts: as of a Signal.
+    k: the likeliest classes that are kept; 0 keeps the teacher as it is.
+    temperatures: of top_k.
   """
+  kept = tuple(temperatures)
 
-  def look(logits):
+  def look(logits, n):
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     probs = jnp.exp(log_probs)
     products = jnp.where(probs > 0, probs * log_probs, 0.0)
-    return jnp.argmax(logits).astype(jnp.int32), -jnp.sum(products)
+    own = jax.random.fold_in(key, n)
+    return (
+      jnp.argmax(logits).astype(jnp.int32),
+      -jnp.sum(products),
+      _draw(own, logits, samples, temperature),
+      _likeliest(logits, k, kept) if k else (),
+    )
 
-  answer, entropy = teacher.each(look)
+  rows = len(teacher.hidden if isinstance(teacher, Outputs) else teacher.logits)
+  numbers = jnp.arange(rows) if numbers is None else jnp.asarray(numbers)
+  answer, entropy, drawn, top = teacher.each(look, numbers)
   if truth is None:
-    truth = jnp.full(answer.shape, -1)
-  if numbers is None:
-    numbers = jnp.arange(len(answer))
+    truth = jnp.full(rows, -1)
   return Signal(
     truth=Labels(jnp.asarray(truth, jnp.int32)),
     answer=Labels(answer),
-    dense=teacher,
-    samples=sample(
-      key,
-      teacher,
-      k=samples,
-      temperature=temperature,
-      numbers=jnp.asarray(numbers),
-    ),
+    dense=TopK(*top, kept) if k else teacher,
+    samples=Samples(*drawn),
     entropy=entropy,
     counts=_bools(counts),
   )

@@ -233,19 +233,18 @@ class Asked:
 
   def __call__(self, outputs, truth, numbers) -> Signal:
     """Makes the signal of positions: outputs, true labels, their numbers."""
-    made = signals.of_teacher(
+    if not self.k:
+      outputs = signals.Dense(outputs.logits.astype(jnp.float32))
+    return signals.of_teacher(
       outputs,
       truth,
       samples=self.samples,
       temperature=self.temperature,
       key=jax.random.key(self.seed),
       numbers=numbers,
+      k=self.k,
+      temperatures=self.temperatures,
     )
-    if self.k:
-      dense = signals.top_k(outputs, self.k, self.temperatures)
-    else:
-      dense = signals.Dense(outputs.logits.astype(jnp.float32))
-    return dataclasses.replace(made, dense=dense)
 
 
 def _error(plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import jax
 from kd import models
 from kd.config import sections
 from kd.errors import UserError, brief
+from kd.models import checkpoints
 from kd.objectives.registry import OBJECTIVES
 from kd.study import replicates, tune
 from kd.teachers import answers, funnel
@@ -93,6 +94,10 @@ def _teacher(section: Mapping[str, Any]) -> None:
     raise UserError(
       f"teacher.path = {path!r}: expected its folder {os.path.dirname(path)!r}"
     )
+  if checkpoints.is_checkpoint(path):
+    options = {k: v for k, v in section.items() if k not in sections.TEACHER}
+    models.check("teacher", {**options, "name": "checkpoint", "folder": path})
+    return
   if path and answers.is_answers(path):
     if not os.path.isfile(path) and not answers.is_store(path):
       raise UserError(f"teacher.path = {path!r}: no such file")

@@ -166,7 +166,9 @@ class Pools:
       facts=_facts(self.task, start)
       | {
         "teacher": teacher.fingerprint,
-        "teacher_model": dict(teacher.model),
+        "teacher_model": {
+          k: v for k, v in teacher.model.items() if k != "folder"
+        },
       },
       batch=batch,
       positions=each,

@@ -25,9 +25,10 @@ from flax import nnx
 
 from kd import config, files, models
 from kd.config import sections
+from kd.data import tokenizers, vocabulary
 from kd.data.task import Split, Task
 from kd.errors import UserError, brief
-from kd.models import functional
+from kd.models import checkpoints, functional
 from kd.parallel import mesh
 from kd.teachers import answers
 from kd.train import checkpoint
@@ -108,6 +109,9 @@ def check(section: Mapping[str, Any], task: Task) -> float:
     The fraction of the train split that the teacher learns, or learned, from.
   """
   if has_answers(section):
+    return 0.0
+  if checkpoints.is_checkpoint(section["path"]):
+    _check_checkpoint(section, task)
     return 0.0
   if section["path"]:
     found = _description(section["path"])
@@ -200,6 +204,62 @@ def _check_fit(folder: str, found: Mapping, task: Task) -> None:
         f"teacher.path = {folder!r}: the teacher has {key} = {found[key]}, "
         f"the student's task {task.name!r} has {value}"
       )
+
+
+def _check_checkpoint(section: Mapping[str, Any], task: Task) -> None:
+  """Checks that a language model reads what the task's tokenizer writes."""
+  if task.tokens is None:
+    raise UserError(
+      f"teacher.path = {section['path']!r} is a language model, and the task "
+      f"{task.name!r} has no tokens; expected task.tokens.length >= 2"
+    )
+  folder = checkpoints.folder(section["path"])
+  own = tokenizers.load(folder)
+  if own.fingerprint != task.tokens.tokenizer.fingerprint:
+    vocabulary.refuse_others(own, task.tokens.tokenizer)
+  functional.define(_checkpoint(section, folder), task.signature)
+
+
+def _checkpoint(section: Mapping[str, Any], folder: str) -> dict[str, Any]:
+  own = {k: v for k, v in options(section).items() if k != "name"}
+  return {**own, "name": "checkpoint", "folder": folder}
+
+
+def load_checkpoint(section: Mapping[str, Any], task: Task) -> Teacher:
+  """Returns the language model that `teacher.path` names."""
+  folder = checkpoints.folder(section["path"])
+  kind = _checkpoint(section, folder)
+  weights = checkpoint_weights(kind, task)
+  what = {k: v for k, v in kind.items() if k != "folder"}
+  return Teacher(kind, weights, fingerprint_of(what, weights), 0.0)
+
+
+def checkpoint_weights(kind: Mapping[str, Any], task: Task) -> dict[str, Any]:
+  """Returns a checkpoint's weights, {"params", "rest"}.
+
+  Args:
+    kind: options of the model `checkpoint`.
+    task: whose ids students know.
+  """
+  read = models.load_pretrained(
+    kind["folder"],
+    kind.get("dtype", "float32"),
+    param_dtype=kind.get("param_dtype", "float32"),
+  )
+  params = nnx.state(read, nnx.Param)
+  model: Any = nnx.eval_shape(
+    lambda: models.create(
+      input_shape=task.input_shape,
+      num_classes=task.num_classes,
+      rngs=nnx.Rngs(0),
+      **kind,
+    )
+  )
+  nnx.update(model, params)
+  if task.tokens and task.tokens.subset:
+    model.kept = nnx.Variable(jax.numpy.asarray(task.tokens.subset.ids))
+  _, params, rest = nnx.split(model, nnx.Param, ...)
+  return {"params": params, "rest": rest}
 
 
 def load(folder: str, task: Task) -> Teacher:
