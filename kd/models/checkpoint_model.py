@@ -63,15 +63,18 @@ class Checkpoint(Decoder):
     )
     super().__init__(pretrained.spec_of(folder), numerics, rngs=rngs)
     columns, self.vocab_size = self.spec.vocab_size, None
-    self.kept = None
-    if input_shape[0] == 3:
-      self.kept = nnx.Variable(jnp.zeros(num_classes - 1, jnp.int32))
-    elif num_classes > columns:
+    part = input_shape[0] == 3
+    self.kept = nnx.data(
+      nnx.Variable(jnp.zeros(num_classes - 1, jnp.int32)) if part else None
+    )
+    if part:
+      return
+    if num_classes > columns:
       raise UserError(
         f"{folder}: {columns} columns for a vocabulary of {num_classes}: ids "
         f"{columns} to {num_classes - 1} of the tokenizer have none"
       )
-    elif num_classes < columns:
+    if num_classes < columns:
       self.vocab_size = num_classes
 
   def __call__(
