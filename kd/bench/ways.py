@@ -169,11 +169,11 @@ def careful_loop(hidden: tuple[int, ...], size: Size) -> Callable[[float], Any]:
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state, temperature, rows):
     params, rest, opt = state
-    inputs, signal = gather(placed, {"rows": rows}, setup.task.positions)
+    inputs, signal = gather(placed, {"rows": rows}, 1)
 
     def loss_fn(params):
       model = nnx.merge(graphdef, params, rest)
-      outputs = model(inputs.astype(jnp.float32) * setup.task.scale)
+      outputs = model(functional.scaled(inputs, setup.task.signature))
       numbers = [{"weight": 1.0, "temperature": temperature}]
       return part.loss(outputs, signal, numbers)
 

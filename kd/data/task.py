@@ -60,6 +60,11 @@ class Split:
     return self._size
 
   @property
+  def filled(self) -> int:
+    """How many examples there are, before empty ones that fill a size."""
+    return self._size
+
+  @property
   def form(self) -> Form:
     """What a record becomes."""
     return self._form
@@ -182,6 +187,7 @@ class Tokens:
     positions: by part, the positions that count.
     fill: by part, the share of its rows that is no padding.
     test: the records of the test split.
+    coverage: by which the subset was chosen.
   """
 
   tokenizer: Tokenizer
@@ -189,6 +195,7 @@ class Tokens:
   positions: Mapping[str, int]
   fill: Mapping[str, float]
   test: "Sequence[Record]"
+  coverage: float | None = None
 
   @property
   def num_classes(self) -> int:
@@ -253,8 +260,10 @@ class Task:
     facts = [getattr(self, fact) for fact in facts]
     digest = hashlib.sha256(repr(facts).encode())
     for split in (self.train, self.validation, self.test):
-      rows = np.linspace(0, len(split) - 1, min(len(split), SAMPLE), dtype=int)
-      digest.update(np.ascontiguousarray(split.labels()).tobytes())
+      n = split.filled
+      rows = np.linspace(0, n - 1, min(n, SAMPLE), dtype=int)
+      labels = split.labels()[: n * self.positions]
+      digest.update(np.ascontiguousarray(labels).tobytes())
       for inputs in split.read_in_chunks(rows):
         digest.update(np.ascontiguousarray(inputs))
     return digest.hexdigest()[:16]

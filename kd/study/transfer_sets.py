@@ -83,6 +83,7 @@ class Pools:
         first=start,
         jitter=section["jitter"],
         live=self._live(section) if section["live"] else None,
+        positions=self.task.positions,
       )
     return transfers
 
@@ -159,7 +160,7 @@ class Pools:
 
     plan = label.Plan(
       section=pool,
-      count=len(split) - start,
+      count=split.filled - start,
       num_classes=self.task.num_classes,
       inputs=lambda rows: split.read(start + rows),
       ask=ask,
@@ -179,13 +180,20 @@ class Pools:
     if not pool["path"]:
       label.label(folder, plan)
     counts = split.counts()
-    return store.read(
+    if counts is not None:
+      counts = counts[start * each : split.filled * each]
+    made = store.read(
       folder,
       plan.kept,
       _keys(self.task, start),
-      None if counts is None else counts[start * each :],
+      counts,
       most=2**20 * self.of.settings["task"]["resident_mib"],
     )
+    empty = (len(split) - split.filled) * each
+    if not empty or isinstance(made, store.Streamed):
+      return made
+    more = lambda x: [(0, empty), *[(0, 0)] * (x.ndim - 1)]
+    return jax.tree.map(lambda x: np.pad(x, more(x)), made)
 
 
 def folder_name(section: Mapping[str, Any]) -> str:
@@ -241,8 +249,8 @@ def draw(
     kept: bool [N], which of the pool's rows can be drawn; None is all.
   """
   labels = task.train.labels()[start:]
-  if task.positions > 1:  # whole texts are drawn, of no class
-    labels = np.zeros(len(task.train) - start, np.int32)
+  if task.positions > 1:  # whole rows are drawn, of no class
+    labels = np.zeros(task.train.filled - start, np.int32)
   options = {key: section[key] for key in DRAW}
   drawn = [subset(labels, seed=s, kept=kept, **options) for s in seeds]
   return start + np.stack(drawn)
@@ -253,14 +261,14 @@ def _facts(task: Task, start: int) -> dict[str, Any]:
   return {
     "task": task.fingerprint,
     "slices": list(task.slices),
-    "rows": [start, len(task.train)],
+    "rows": [start, task.train.filled],
   }
 
 
 def _keys(task: Task, start: int) -> store.Keys:
   """Returns the keys of a pool's examples: of all, or where reading them all
   takes long, of some that are evenly spaced."""
-  count = len(task.train) - start
+  count = task.train.filled - start
   most = count if task.resident else SAMPLE
   rows = np.unique(np.linspace(0, count - 1, min(count, most), dtype=int))
   inputs = task.train.read_in_chunks(start + rows)

@@ -142,7 +142,7 @@ def check_jitter(path: str, pixels: int, task: Task) -> None:
 def first_unseen(fraction: float, task: Task) -> int:
   """Returns the first row of the train split that a teacher of a fraction of
   it hasn't seen."""
-  return max(1, round(fraction * len(task.train))) if fraction else 0
+  return max(1, round(fraction * task.train.filled)) if fraction else 0
 
 
 def describe(

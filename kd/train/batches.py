@@ -53,6 +53,7 @@ class Transfer:
     jitter: pixels by which its images are shifted at random.
     live: how the teacher answers each batch inside the step, after the jitter;
       None where its signal was stored. `signal` then holds true labels alone.
+    positions: L, the signal's rows of an example.
   """
 
   inputs: Split
@@ -61,6 +62,7 @@ class Transfer:
   first: int = 0
   jitter: int = 0
   live: Live | None = None
+  positions: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +204,7 @@ def _feed(setup, transfer, rows, count) -> Iterator[dict[str, Any]]:
     if not setup.task.resident:
       found["inputs"] = transfer.inputs.read(rows)
     if isinstance(signal, Streamed):
-      places = rows_of(rows - transfer.first, setup.task.positions)
+      places = rows_of(rows - transfer.first, transfer.positions)
       found["signal"] = signal.at(places)
     return found
 

@@ -69,9 +69,7 @@ def _lacks(transfer, signal, num_classes, arm: str, name: str, static) -> bool:
   asked = np.ones(len(has), bool) if signal.counts is None else signal.counts
   # [S, n, L]: of each seed, example and position.
   drawn, asked = (
-    x.reshape(len(transfer.inputs) - transfer.first, -1)[
-      transfer.rows - transfer.first
-    ]
+    x.reshape(-1, transfer.positions)[transfer.rows - transfer.first]
     for x in (has & asked, asked)
   )
   reads = terms.reads(name, static)

@@ -88,7 +88,7 @@ def make_batch(
     x: which rows, and their inputs where those are streamed.
     key: of what is random in it.
   """
-  inputs, signal = batches.gather(placed, x, task.positions)
+  inputs, signal = batches.gather(placed, x, transfer.positions)
   inputs = scaled(inputs, task.signature)
   if transfer.jitter:
     inputs = jitter(key, inputs, transfer.jitter)
