@@ -17,7 +17,7 @@ from kd import signals
 from kd.data.order import subset
 from kd.data.task import SAMPLE, Task
 from kd.errors import UserError
-from kd.signals import label, store
+from kd.signals import label, schema, store
 from kd.study import workdir
 from kd.study.replicates import Replicate
 from kd.teachers import black_box, funnel
@@ -296,7 +296,7 @@ def row_bytes(groups: Sequence[arms.Group], task: Task) -> int:
   """Returns the bytes that one example takes in all the pools' stores."""
   each = {
     transfer_of(without(g.signal, DRAW + STEP + FILTER)): (
-      store.row_bytes(g.signal, task.num_classes)
+      schema.row_bytes(g.signal, task.num_classes)
     )
     for g in groups
     if not g.signal["live"] and not g.signal["path"]
