@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.task.name = "docstrings"
   config.task.train = "train[:98%]"
   config.task.validation = "train[98%:98.5%]"
-  config.task.test = "train[99%:]"
+  config.task.test = "train[99.5%:]"
   config.task.tokens.update(dict(length=128, tokenizer="bpe", vocab_size=512))
   decoder = dict(name="decoder", heads=4, qk_norm=True)
   config.teacher.update(dict(decoder, layers=3, width=96))

@@ -248,6 +248,15 @@ class Task:
     """What a model is asked."""
     return Signature(self.input_shape, self.num_classes, self.scale)
 
+  @property
+  def criterion(self) -> str:
+    """The metric by which weights are chosen on validation."""
+    return "accuracy" if self.tokens is None else "nll"
+
+  def score(self, accuracy, nll):
+    """Returns the criterion's value, the higher the better."""
+    return accuracy if self.criterion == "accuracy" else -nll
+
   @functools.cached_property
   def fingerprint(self) -> str:
     """A hash of what was read, 16 hexadecimal digits.

@@ -249,10 +249,15 @@ class _Study:
     }
     tasks = [one.task for one in self.every]
     searched = [one.search for one in self.every if one.search]
+    by = first.task.criterion
     return {
       "signal": signal,
       "replicates": replicates.describe(settings, tasks),
-      **({"tune": tune.describe(settings, searched)} if searched else {}),
+      **(
+        {"tune": tune.describe(settings, searched, first.task.criterion)}
+        if searched
+        else {}
+      ),
     }
 
   def _provenance(self) -> dict[str, Any]:

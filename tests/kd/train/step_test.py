@@ -47,7 +47,7 @@ class ValidateTest(parameterized.TestCase):
     state, seen = type(self).look(self.with_bias(0.5))
     self.assertEqual((state.diverged, seen["diverged"]), (0, 0))
     self.assertEqual(state.best_step, 7)
-    self.assertEqual(state.best_accuracy, seen["validation_accuracy"])
+    self.assertEqual(state.best_score, seen["validation_accuracy"])
     chex.assert_trees_all_equal(state.best, state.weights)
 
   @parameterized.parameters(
@@ -59,7 +59,7 @@ class ValidateTest(parameterized.TestCase):
   def test_what_is_not_finite_is_marked_and_is_not_the_best(self, **weights):
     state, seen = type(self).look(self.with_bias(**weights))
     self.assertEqual((state.diverged, seen["diverged"]), (7, 7))
-    self.assertEqual((state.best_step, state.best_accuracy), (0, -1))
+    self.assertEqual((state.best_step, state.best_score), (0, -np.inf))
     chex.assert_trees_all_equal(state.best, self.state.best)
 
   def test_a_mark_stays(self):
