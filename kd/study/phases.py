@@ -253,11 +253,7 @@ class _Study:
     return {
       "signal": signal,
       "replicates": replicates.describe(settings, tasks),
-      **(
-        {"tune": tune.describe(settings, searched, first.task.criterion)}
-        if searched
-        else {}
-      ),
+      **({"tune": tune.describe(settings, searched, by)} if searched else {}),
     }
 
   def _provenance(self) -> dict[str, Any]:
