@@ -189,7 +189,8 @@ class Pools:
       counts,
       most=2**20 * self.of.settings["task"]["resident_mib"],
     )
-    empty = (len(split) - split.filled) * each
+    # A program takes all replicates' signals, so their sizes are the same.
+    empty = 0 if start else (len(split) - split.filled) * each
     if not empty or isinstance(made, store.Streamed):
       return made
     more = lambda x: [(0, empty), *[(0, 0)] * (x.ndim - 1)]
@@ -223,7 +224,7 @@ def first_rows(
   kinds = {arm["signal"]["pool"] for arm in settings["arms"].values()}
   kinds.add(settings["signal"]["pool"])
   unseen = teachers.first_unseen(fraction, task)
-  if "rest" in kinds and unseen >= len(task.train):
+  if "rest" in kinds and unseen >= task.train.filled:
     raise UserError(
       f"signal.pool = 'rest': the teacher sees all {len(task.train)} "
       "training examples; expected teacher.fraction < 1, or signal.pool = "
