@@ -9,14 +9,15 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from kd.errors import UserError
-from kd.models.decoder import Decoder
+from kd.models.decoder import Decoder, arrays, build
 from kd.models.spec import Spec
 
+# What the axes of arrays run over: D width, V vocabulary, F the MLP's units, K
+# and H the heads of keys and queries times their width.
+OUTER = {"embed.embedding": "VD", "norm.scale": "D", "head.kernel": "DV"}
 Choice = int | Sequence[int] | None
 
 
@@ -52,71 +53,57 @@ def from_teacher(
   Raises:
     UserError: a number or an index out of range, or twice.
   """
-  spec, weights = teacher.spec, _arrays(teacher)
+  spec = teacher.spec
+  weights = {path: np.asarray(x) for path, x in arrays(teacher).items()}
+  norms = np.linalg.norm(weights["embed.embedding"], axis=0)
+  kept = {
+    "D": _choose("width", width, norms),
+    "V": _indices("vocab_ids", vocab_ids, spec.vocab_size),
+  }
   chosen = _indices("layers", layers, len(spec.layers))
-  ids = _indices("vocab_ids", vocab_ids, spec.vocab_size)
-  channels = _choose(
-    "width", width, np.linalg.norm(weights["embed.embedding"], axis=0)
-  )
-  cut = {}
-  for new, old in enumerate(chosen):
-    part = lambda name, i=old: weights[f"layers.{i}.{name}.kernel"]
-    gate, up = (
-      np.linalg.norm(part(f"mlp.{x}"), axis=0) for x in ("gate", "up")
-    )
-    down = np.linalg.norm(part("mlp.down"), axis=1)
-    units = _choose("mlp", mlp, gate * up * down)
-    value = part("attention.v").reshape(-1, spec.kv_heads, spec.head_dim)
-    out = part("attention.o").reshape(spec.kv_heads, -1)
-    norms = np.linalg.norm(value, axis=(0, 2)) * np.linalg.norm(out, axis=1)
-    groups = _choose("kv_heads", kv_heads, norms)
-    each = spec.heads // spec.kv_heads * spec.head_dim
-    kept = {
-      "D": channels,
-      "F": units,
-      "K": _spread(groups, spec.head_dim),
-      "H": _spread(groups, each),
-    }
-    prefix = f"layers.{old}."
-    for name, array in weights.items():
-      if name.startswith(prefix):
-        own = name.removeprefix(prefix)
-        cut[f"layers.{new}.{own}"] = _take(array, _axes(own, spec), kept)
-  kept = {"D": channels, "V": ids}
-  for name in ("embed.embedding", "norm.scale", "head.kernel"):
-    if name in weights:
-      axes = {"embed.embedding": "VD", "norm.scale": "D", "head.kernel": "DV"}
-      cut[name] = _take(weights[name], axes[name], kept)
-  first = lambda name: cut[f"layers.0.{name}.kernel"].shape
+  own = [
+    kept | _within(weights, spec, f"layers.{i}.", mlp, kv_heads) for i in chosen
+  ]
+  ids, size = kept["V"], len(kept["D"])
   student = dataclasses.replace(
     spec,
     vocab_size=len(ids),
-    width=len(channels),
-    mlp_width=first("mlp.gate")[1],
-    heads=first("attention.q")[1] // spec.head_dim,
-    kv_heads=first("attention.k")[1] // spec.head_dim,
+    width=size,
+    mlp_width=len(own[0]["F"]),
+    heads=len(own[0]["H"]) // spec.head_dim,
+    kv_heads=len(own[0]["K"]) // spec.head_dim,
     layers=tuple(spec.layers[i] for i in chosen),
-    embed_scale=(  # Gemma's follows its width
-      len(channels) ** 0.5
-      if spec.embed_scale == spec.width**0.5
-      else spec.embed_scale
-    ),
     kept=_renamed(spec.kept, ids),
   )
-  shell = nnx.eval_shape(
-    lambda: Decoder(student, teacher.numerics, rngs=nnx.Rngs(0))
-  )
-  graphdef, state = nnx.split(shell)
-  flat = dict(nnx.to_flat_state(state))
-  for parts, variable in flat.items():
-    array = cut[".".join(map(str, parts))]
-    flat[parts] = variable.replace(jnp.asarray(array, variable.dtype))
-  return nnx.merge(graphdef, nnx.from_flat_state(flat))
+  if spec.embed_scale == spec.width**0.5:  # Gemma's, which follows its width
+    student = dataclasses.replace(student, embed_scale=size**0.5)
+
+  def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    del shape
+    if not path.startswith("layers."):
+      return _take(weights[path], OUTER[path], kept)
+    _, i, name = path.split(".", 2)
+    array = weights[f"layers.{chosen[int(i)]}.{name}"]
+    return _take(array, _axes(name, spec), own[int(i)])
+
+  return build(student, teacher.numerics, read)
 
 
-def _arrays(model: Decoder) -> dict[str, np.ndarray]:
-  state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-  return {".".join(map(str, k)): np.asarray(x[...]) for k, x in state}
+def _within(weights, spec: Spec, prefix: str, mlp: Choice, kv_heads: Choice):
+  """Returns which of a layer's MLP units, keys and queries are kept."""
+  part = lambda name: weights[f"{prefix}{name}.kernel"]
+  gate, up = (np.linalg.norm(part(f"mlp.{x}"), axis=0) for x in ("gate", "up"))
+  down = np.linalg.norm(part("mlp.down"), axis=1)
+  value = part("attention.v").reshape(-1, spec.kv_heads, spec.head_dim)
+  out = part("attention.o").reshape(spec.kv_heads, -1)
+  norms = np.linalg.norm(value, axis=(0, 2)) * np.linalg.norm(out, axis=1)
+  groups = _choose("kv_heads", kv_heads, norms)
+  each = spec.heads // spec.kv_heads * spec.head_dim
+  return {
+    "F": _choose("mlp", mlp, gate * up * down),
+    "K": _spread(groups, spec.head_dim),
+    "H": _spread(groups, each),
+  }
 
 
 def _axes(name: str, spec: Spec) -> str:
