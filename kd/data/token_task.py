@@ -141,6 +141,8 @@ def load(task: Mapping[str, Any]) -> Task:
       coverage=options["coverage"],
       keep=(tokenizer.pad, *tokenizer.stops),
     )
+  if subset and len(subset) == tokenizer.vocab_size:
+    subset = None  # there are no others
   view = Tokens(
     tokenizer,
     subset,

@@ -36,6 +36,11 @@ def fields(section: Mapping[str, Any], num_classes: int) -> list[Field]:
   ]
 
 
+def row_memory(fields: Sequence[Field]) -> int:
+  """Returns the bytes of a row once it is read."""
+  return sum(f.size * np.dtype(f.dtype).itemsize for f in fields)
+
+
 def row_bytes(section: Mapping[str, Any], num_classes: int) -> int:
   """Returns the bytes of a row, without the file format's own."""
   return sum(field.width for field in fields(section, num_classes))

@@ -281,8 +281,7 @@ def read(
     UserError: as `Store`, or the examples are others or in another order.
   """
   store = Store(folder, expected)
-  each = sum(f.size * np.dtype(f.dtype).itemsize for f in store.schema)
-  if each * len(store) > most:
+  if schema.row_memory(store.schema) * len(store) > most:
     if own is not None:
       some = np.linspace(0, len(own.rows) - 1, MOST_KEYS, dtype=int)
       own = Keys(own.rows[some], own.keys[some])

@@ -197,7 +197,7 @@ class Runs:
     assert self.teacher is not None
     test, k = self.task.test, self.of.settings["signal"]["k"]
     few = len(test.labels()) * self.task.num_classes <= MOST_LOGITS
-    look = scores.Teacher(0 if few else k)
+    look = scores.Teacher(0 if few else min(k, self.task.num_classes))
     each, said = self.teacher.ask(
       test,
       np.arange(len(test)),

@@ -260,10 +260,17 @@ def draw(
 def _facts(task: Task, start: int) -> dict[str, Any]:
   """Returns what a store says of the data that it is of."""
   return {
+    **_tokenizer(task),
     "task": task.fingerprint,
     "slices": list(task.slices),
     "rows": [start, task.train.filled],
   }
+
+
+def _tokenizer(task: Task) -> dict[str, str]:
+  if task.tokens is None:
+    return {}
+  return {"tokenizer": task.tokens.tokenizer.fingerprint}
 
 
 def _keys(task: Task, start: int) -> store.Keys:
@@ -288,7 +295,11 @@ def check_stores(
     if section["path"]:
       start = starts[section["pool"]]
       pool = without(section, DRAW + STEP + FILTER)
-      facts = {"num_classes": task.num_classes, **_facts(task, start)}
+      facts = {
+        **_tokenizer(task),
+        "num_classes": task.num_classes,
+        **_facts(task, start),
+      }
       signal = without(pool, label.PLACE)
       store.check(section["path"], facts | {"signal": signal})
 
@@ -297,9 +308,25 @@ def row_bytes(groups: Sequence[arms.Group], task: Task) -> int:
   """Returns the bytes that one example takes in all the pools' stores."""
   each = {
     transfer_of(without(g.signal, DRAW + STEP + FILTER)): (
-      schema.row_bytes(g.signal, task.num_classes)
+      schema.row_bytes(g.signal, task.num_classes) * task.positions
     )
     for g in groups
     if not g.signal["live"] and not g.signal["path"]
   }
   return sum(each.values())
+
+
+def streamed_bytes(
+  groups: Sequence[arms.Group], task: Task, most: float
+) -> int:
+  """Returns the bytes in memory of one example's signals, of those that take
+  more than `most` as a whole: batches read them as they need them."""
+  count = len(task.train) * task.positions
+  each = {
+    transfer_of(without(g.signal, DRAW + STEP + FILTER)): (
+      schema.row_memory(schema.fields(g.signal, task.num_classes))
+    )
+    for g in groups
+    if not g.signal["live"]
+  }
+  return task.positions * sum(x for x in each.values() if x * count > most)

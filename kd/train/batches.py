@@ -94,21 +94,24 @@ def transfer_of(section: Mapping[str, Any]) -> str:
   return json.dumps(section, sort_keys=True)
 
 
-def interval_bytes(train: Mapping[str, Any], seeds: int, task: Task) -> int:
+def interval_bytes(
+  train: Mapping[str, Any], seeds: int, task: Task, signal: int = 0
+) -> int:
   """Bounds from below what the batches of an interval take, host and device.
 
   Args:
     train: the config's section.
     seeds: how many runs an arm has.
     task: says how large an input is, and whether inputs are streamed.
+    signal: bytes of an example's signals that are streamed.
   """
   size, every = train["batch_size"], min(train["log_every"], train["steps"])
   numbers = math.prod(task.input_shape)
   need = seeds * size * (4 * every + 4 * numbers)  # rows, and a float32 batch
-  if not task.resident:  # two intervals that were read ahead, and two in work
-    each = np.dtype(task.train.form.dtype).itemsize * numbers
-    need += 4 * seeds * size * every * each
-  return need
+  if not task.resident:
+    signal += np.dtype(task.train.form.dtype).itemsize * numbers
+  # Two intervals that were read ahead, and two in work.
+  return need + 4 * seeds * size * every * signal
 
 
 def resident(setup: Setup) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class ValidateTest(parameterized.TestCase):
     student = groups[0].student
     graphdef, _ = functional.define(student, setup.task.signature)
     x, y = (jnp.asarray(a[:50]) for a in setup.task.validation.arrays())
-    cls.look = lambda state: step.validate(graphdef, setup, (x, y), 7, state)
+    examples = x, y, jnp.ones(50, bool)
+    cls.look = lambda state: step.validate(graphdef, setup, examples, 7, state)
 
   def with_bias(self, value, *, scale=1.0, **changes):
     """Returns the state with another bias of a hidden unit, and the head's
