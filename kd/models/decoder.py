@@ -247,7 +247,9 @@ class Decoder(nnx.Module):
       rope: rope and rope.angles(positions_BxL, spec.head_dim)
       for rope in dict.fromkeys(layer.rope for layer in spec.layers)
     }
-    x_BxLxD = self.embed(ids_BxL)
+    # Rounded after the look-up, whose gradient so adds up in param_dtype.
+    x_BxLxD = jnp.take(self.embed.embedding[...], ids_BxL, axis=0)
+    x_BxLxD = x_BxLxD.astype(self.numerics.dtype)
     x_BxLxD *= jnp.asarray(spec.embed_scale, x_BxLxD.dtype)
     policy, kept = REMAT[self.numerics.remat], []
     for i, (layer, own) in enumerate(

@@ -55,7 +55,7 @@ def from_teacher(
   """
   spec = teacher.spec
   weights = {path: np.asarray(x) for path, x in arrays(teacher).items()}
-  norms = np.linalg.norm(weights["embed.embedding"], axis=0)
+  norms = _norm(weights["embed.embedding"], 0)
   kept = {
     "D": _choose("width", width, norms),
     "V": _indices("vocab_ids", vocab_ids, spec.vocab_size),
@@ -92,11 +92,11 @@ def from_teacher(
 def _within(weights, spec: Spec, prefix: str, mlp: Choice, kv_heads: Choice):
   """Returns which of a layer's MLP units, keys and queries are kept."""
   part = lambda name: weights[f"{prefix}{name}.kernel"]
-  gate, up = (np.linalg.norm(part(f"mlp.{x}"), axis=0) for x in ("gate", "up"))
-  down = np.linalg.norm(part("mlp.down"), axis=1)
+  gate, up = (_norm(part(f"mlp.{x}"), 0) for x in ("gate", "up"))
+  down = _norm(part("mlp.down"), 1)
   value = part("attention.v").reshape(-1, spec.kv_heads, spec.head_dim)
   out = part("attention.o").reshape(spec.kv_heads, -1)
-  norms = np.linalg.norm(value, axis=(0, 2)) * np.linalg.norm(out, axis=1)
+  norms = _norm(value, (0, 2)) * _norm(out, 1)
   groups = _choose("kv_heads", kv_heads, norms)
   each = spec.heads // spec.kv_heads * spec.head_dim
   return {
@@ -104,6 +104,10 @@ def _within(weights, spec: Spec, prefix: str, mlp: Choice, kv_heads: Choice):
     "K": _spread(groups, spec.head_dim),
     "H": _spread(groups, each),
   }
+
+
+def _norm(x, axes) -> np.ndarray:
+  return np.linalg.norm(x.astype(np.float32), axis=axes)
 
 
 def _axes(name: str, spec: Spec) -> str:
@@ -149,7 +153,7 @@ def _choose(name: str, wanted: Choice, importance: np.ndarray) -> np.ndarray:
     raise UserError(
       f"student.from_teacher.{name} = {wanted}: expected 1 to {len(importance)}"
     )
-  order = np.argsort(-importance.astype(np.float32), kind="stable")
+  order = np.argsort(-importance, kind="stable")
   return np.sort(order[:wanted])
 
 
