@@ -249,6 +249,25 @@ class Task:
     return Signature(self.input_shape, self.num_classes, self.scale)
 
   @property
+  def facts(self) -> dict[str, Any]:
+    """What results.json says of a task of tokens."""
+    if self.tokens is None:
+      return {}
+    labels = self.test.labels()
+    other = labels == self.num_classes - 1
+    subset = self.tokens.subset is not None
+    return {
+      "row_tokens": self.positions,
+      "train_tokens": self.tokens.positions["train"],
+      "test_tokens": self.tokens.positions["test"],
+      "vocabulary": self.tokens.tokenizer.vocab_size,
+      "student_vocabulary": self.num_classes,
+      **(
+        {"unknown_share": float(np.mean(other[labels >= 0]))} if subset else {}
+      ),
+    }
+
+  @property
   def criterion(self) -> str:
     """The metric by which weights are chosen on validation."""
     return "accuracy" if self.tokens is None else "nll"

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 
 from kd.config import rules
@@ -112,7 +111,5 @@ class DecoderStudent(Decoder):
       attention_scale=head_dim**-0.5,
       tie=tie,
     )
-    numerics = Numerics(
-      dtype=jnp.dtype(dtype), remat=remat, attention=attention
-    )
+    numerics = Numerics(dtype=dtype, remat=remat, attention=attention)
     super().__init__(spec, numerics, rngs=rngs)

@@ -246,6 +246,7 @@ class _Study:
       "test": len(first.task.test),
       "samples": settings["signal"]["samples"],
       "labelled": settings["signal"]["labelled"],
+      **first.task.facts,
     }
     tasks = [one.task for one in self.every]
     searched = [one.search for one in self.every if one.search]
