@@ -1,5 +1,6 @@
 """What a teacher leaves on a transfer set, and how it is stored."""
 
+from kd.signals.completions import Completions, Kind
 from kd.signals.kinds import (
   Dense,
   Labels,
@@ -17,7 +18,9 @@ from kd.signals.kinds import (
 )
 
 __all__ = [
+  "Completions",
   "Dense",
+  "Kind",
   "Labels",
   "Samples",
   "Signal",

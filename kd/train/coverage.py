@@ -16,7 +16,7 @@ import numpy as np
 from kd.errors import UserError
 from kd.objectives import terms
 from kd.objectives.registry import OBJECTIVES
-from kd.signals import Labels, Samples, Signal
+from kd.signals import Labels, Samples, Signal, present
 from kd.signals.store import Streamed
 from kd.train.arms import Group
 from kd.train.batches import Transfer, transfer_of
@@ -66,8 +66,10 @@ def bind(
 def _lacks(transfer, signal, num_classes, arm: str, name: str, static) -> bool:
   """Returns whether some example that is drawn lacks what a term reads."""
   has = _counts(name, static, signal, num_classes)
-  asked = np.ones(len(has), bool) if signal.counts is None else signal.counts
-  # [S, n, L]: of each seed, example and position.
+  asked = np.ones(len(has), bool)
+  if signal.counts is not None and not OBJECTIVES[name].sequences:
+    asked = signal.counts
+  # [S, n, L]: of each seed, example and position; L of completions is 1.
   drawn, asked = (
     x.reshape(len(transfer.inputs) - transfer.first, -1)[
       transfer.rows - transfer.first
@@ -111,9 +113,12 @@ def _on_host(transfer: Transfer) -> Signal:
 def _counts(name, static, signal: Signal, num_classes: int) -> np.ndarray:
   """Returns which rows of a signal have what a term learns from, bool [N]."""
   rows = OBJECTIVES[name].rows
+  if OBJECTIVES[name].sequences:
+    return np.asarray(present(rows, "rows")(signal, num_classes, **static))
   n = len(signal.truth.ids)
   if rows is None:
     return np.ones(n, bool)
+  signal = dataclasses.replace(signal, completions=None)
 
   def some(first):
     few = jax.tree.map(lambda x: x[first : first + AT_A_TIME], signal)

@@ -88,7 +88,10 @@ def make_batch(
     x: which rows, and their inputs where those are streamed.
     key: of what is random in it.
   """
-  inputs, signal = batches.gather(placed, x, task.positions)
+  each = max(transfer.completions, 1) * task.positions
+  inputs, signal = batches.gather(placed, x, each)
+  if transfer.completions:  # of a prompt, which are rows of a batch
+    inputs = inputs.reshape(-1, *task.input_shape)
   inputs = scaled(inputs, task.signature)
   if transfer.jitter:
     inputs = jitter(key, inputs, transfer.jitter)
