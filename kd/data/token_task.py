@@ -39,13 +39,13 @@ LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 class TokenSplit(Split):
   """Rows of tokens, in memory."""
 
-  def __init__(self, rows: tokens.Rows, inputs, labels, form: Form, label: str):
+  def __init__(self, counts, inputs, labels, form: Form, label: str):
     super().__init__(len(inputs), form, label)
     for x in (inputs, labels):
       x.flags.writeable = False
     self._arrays = inputs, labels
     self._labels = labels
-    self._counts = rows.weights.ravel().astype(bool)
+    self._counts = counts
 
 
 def load(task: Mapping[str, Any]) -> Task:
@@ -88,15 +88,22 @@ def load(task: Mapping[str, Any]) -> Task:
     subset,
     {part: own.positions for part, own in rows.items()},
     {part: own.fill for part, own in rows.items()},
-    parts["test"],
+    {
+      part: [] if any(r.text is not None for r in records) else records
+      for part, records in parts.items()
+    },
+    template,
   )
-  arrays = {part: _arrays(own, view) for part, own in rows.items()}
+  arrays = {part: arrays_of(own, view) for part, own in rows.items()}
   shape = arrays["train"][0].shape[1:]
   stack = functools.partial(np.asarray, dtype=np.int32)
   form = Form("tokens", "next", shape, np.int32, None, stack)
   splits = {
     part: TokenSplit(
-      rows[part], *arrays[part], form, f"task.{part} = {task[part]!r}"
+      rows[part].weights.ravel().astype(bool),
+      *arrays[part],
+      form,
+      f"task.{part} = {task[part]!r}",
     )
     for part in PARTS
   }
@@ -156,7 +163,7 @@ def _tokenizer(
   return tokenizers.train_bpe(texts, options["vocab_size"])
 
 
-def _arrays(rows: tokens.Rows, view: Tokens) -> tuple[np.ndarray, np.ndarray]:
+def arrays_of(rows: tokens.Rows, view: Tokens) -> tuple[np.ndarray, np.ndarray]:
   """Returns inputs [N, 2, L] and labels [N L]; with a subset the inputs are
   [N, 3, L], of which the third are the ids as a teacher numbers them."""
   labels = np.where(rows.weights > 0, rows.labels, -1).ravel()

@@ -13,7 +13,7 @@ import numpy as np
 from kd.models import functional
 from kd.models.outputs import Outputs
 from kd.objectives import completions
-from kd.signals import present
+from kd.signals import Signal, present
 from kd.train.arms import Group
 from kd.train.batches import Setup, Transfer, student_of, transfer_of
 from kd.train.step import TrainState
@@ -48,6 +48,7 @@ def _given(
 ) -> np.ndarray:
   """Returns log r(y | x) of each seed's student [S, N, C]; 0 for an example
   that is not drawn."""
+  assert isinstance(transfer.signal, Signal)  # completions are never streamed
   of = present(transfer.signal.completions, "completions")
   prompts, count = of.kinds.shape
   rows = np.unique(transfer.rows)
