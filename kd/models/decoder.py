@@ -8,7 +8,8 @@ a head's width, F the MLP's, S slots of a cache.
 """
 
 import dataclasses
-from typing import overload
+from collections.abc import Callable
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -333,3 +334,22 @@ def restarting(segments_BxL: Int[Array, "B L"]) -> Int[Array, "B L"]:
   before = jnp.roll(segments_BxL, 1, axis=1)
   starts = jnp.where((segments_BxL != before) & (index > 0), index, 0)
   return index - jax.lax.cummax(starts, axis=1)
+
+
+def arrays(model: Decoder) -> dict[str, Array]:
+  """Returns the weights by their paths, such as "layers.0.mlp.up.kernel"."""
+  state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  return {".".join(map(str, parts)): x.get_value() for parts, x in state}
+
+
+def build(
+  spec: Spec, numerics: Numerics, read: Callable[[str, tuple[int, ...]], Any]
+) -> Decoder:
+  """Returns a decoder of the weights read(path, shape), one after another."""
+  model = nnx.eval_shape(lambda: Decoder(spec, numerics, rngs=nnx.Rngs(0)))
+  graphdef, state = nnx.split(model)
+  flat = {}
+  for parts, x in nnx.to_flat_state(state):
+    array = read(".".join(map(str, parts)), x.shape)
+    flat[parts] = x.replace(jnp.asarray(array, x.dtype))
+  return nnx.merge(graphdef, nnx.from_flat_state(flat))

@@ -15,7 +15,7 @@ from kd import config, models
 from kd.models.outputs import Outputs
 from kd.parallel import mesh
 
-UNROLLED = 8  # batches, up to which a program has a copy for each
+UNROLLED = 2  # batches, up to which a program has a copy for each
 
 
 class Signature(NamedTuple):

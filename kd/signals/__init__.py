@@ -7,15 +7,12 @@ from kd.signals.kinds import (
   Samples,
   Signal,
   TopK,
-  make,
-  of_labels,
-  of_teacher,
   part,
   present,
   rows_of,
-  sample,
   top_k,
 )
+from kd.signals.readings import make, of_labels, of_teacher, sample
 
 __all__ = [
   "Completions",

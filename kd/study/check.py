@@ -23,7 +23,7 @@ from kd.teachers import answers, funnel
 from kd.train import arms
 
 if TYPE_CHECKING:  # these take seconds to import
-  from kd.data.task import Task
+  from kd.data.task import Task, Tokens
   from kd.study.replicates import Replicate
   from kd.teachers.model import Teacher
 
@@ -147,8 +147,10 @@ def with_the_task(
         f"{path}.k = {signal['k']}: expected at most the task's "
         f"{task.num_classes} classes"
       )
+    if task.tokens:
+      _tokens(path, settings, signal, task.tokens)
   _evaluation(settings, task, asks)
-  _batches(settings, task)
+  _batches(settings, [] if asks else groups, task)
   if answers.writes(settings):
     completions.check(settings, task)
   elif asks:
@@ -176,6 +178,27 @@ def with_the_task(
   )
   for split in splits:
     split.arrays()
+
+
+def _tokens(
+  path: str,
+  settings: Mapping[str, Any],
+  signal: Mapping[str, Any],
+  tokens: "Tokens",
+) -> None:
+  """Checks an arm's signal on a task of tokens."""
+  if signal["filter"]:
+    raise UserError(
+      f"{path}.filter = {signal['filter']!r}: filters look at examples with "
+      "one answer each; expected '' for a task of tokens"
+    )
+  of_all = checkpoints.is_checkpoint(settings["teacher"]["path"])
+  if signal["live"] and of_all and tokens.subset:
+    raise UserError(
+      f"{path}.live = True: the teacher knows {tokens.tokenizer.vocab_size} "
+      f"ids, students the {len(tokens.subset)} of task.tokens.coverage = "
+      f"{tokens.coverage}; expected None, or a stored signal"
+    )
 
 
 def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
@@ -241,16 +264,21 @@ def _generation(options: Mapping[str, Any], task: "Task") -> tuple[str, ...]:
   return tuple(options["metrics"])
 
 
-def _batches(settings: Mapping[str, Any], task: "Task") -> None:
+def _batches(
+  settings: Mapping[str, Any], groups: Sequence[arms.Group], task: "Task"
+) -> None:
   """Checks that the batches of an interval can lie in memory."""
+  from kd.study import transfer_sets
   from kd.train import batches
 
-  trained = {"train": (settings["train"], settings["seeds"])}
+  most = 2**20 * settings["task"]["resident_mib"]
+  signal = transfer_sets.streamed_bytes(groups, task, most)
+  trained = {"train": (settings["train"], settings["seeds"], signal)}
   if not settings["teacher"]["path"] and not settings["teacher"]["pretrained"]:
-    trained["teacher.train"] = (settings["teacher"]["train"], 1)
-  for path, (train, seeds) in trained.items():
+    trained["teacher.train"] = (settings["teacher"]["train"], 1, 0)
+  for path, (train, seeds, streamed) in trained.items():
     memory(
-      batches.interval_bytes(train, seeds, task),
+      batches.interval_bytes(train, seeds, task, streamed),
       f"{path}.log_every = {train['log_every']} batches of {path}.batch_size "
       f"= {train['batch_size']} for each seed",
       (f"{path}.batch_size", f"{path}.log_every"),

@@ -26,6 +26,9 @@ from kd.train.step import TrainState
 # Of a teacher on the test split; of more, the likeliest alone are kept.
 MOST_LOGITS = 2**28
 
+METRICS = ("accuracy", "nll")  # of Task.score
+LOST = {"accuracy": -1.0, "nll": -1e9}  # the score of a run that diverged
+
 States = Mapping[str, TrainState]
 
 
@@ -136,13 +139,16 @@ class Runs:
       keep = lambda log: last.update(log=log)
       states = loop.fit(at(which), setup, on_log=keep, compiled=compiled)
       seen = {
-        name: state.best_accuracy
+        name: state.best_score
         if best
-        else last["log"].arms[name]["validation_accuracy"]
+        else self.task.score(
+          *(last["log"].arms[name][f"validation_{m}"] for m in METRICS)
+        )
         for name, state in states.items()
       }
+      lost = LOST[self.task.criterion]
       return {
-        name: -1.0 if np.any(states[name].diverged) else float(np.mean(x))
+        name: lost if np.any(states[name].diverged) else float(np.mean(x))
         for name, x in seen.items()
       }
 
@@ -234,7 +240,7 @@ class Runs:
     assert self.teacher is not None
     test, k = self.task.test, self.of.settings["signal"]["k"]
     few = len(test.labels()) * self.task.num_classes <= MOST_LOGITS
-    look = scores.Teacher(0 if few else k)
+    look = scores.Teacher(0 if few else min(k, self.task.num_classes))
     each, said = self.teacher.ask(
       test,
       np.arange(len(test)),

@@ -267,19 +267,23 @@ def read(path: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(
-  settings: Mapping[str, Any], searched: Sequence[Mapping[str, Any]]
+  settings: Mapping[str, Any],
+  searched: Sequence[Mapping[str, Any]],
+  metric: str,
 ) -> dict[str, Any]:
   """Returns what results.json says of the search.
 
   Args:
     settings: the resolved config.
     searched: of each replicate, from `search`.
+    metric: by which it chose, on validation.
   """
   section = settings["tune"]
   return {
     "budget": section["budget"],
     "space": section["space"],
     "seeds": settings["seeds"],
+    "metric": metric,
     "points": points(section),
     "choices": {
       name: [one["choice"][name] for one in searched]

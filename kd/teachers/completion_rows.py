@@ -203,9 +203,7 @@ def _arrays(
       lengths=jnp.asarray((next_ids >= 0).sum(-1), jnp.int32),
     ),
   )
-  split = token_task.TokenSplit(
-    flat >= 0, inputs, np.maximum(flat, 0), form, "the completions"
-  )
+  split = token_task.TokenSplit(inputs, flat, form, "the completions")
   return split, signal
 
 

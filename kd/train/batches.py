@@ -50,23 +50,22 @@ class Transfer:
       row for each of their positions.
     rows: [S, n], positions in the split, drawn for each seed.
     first: the split's row that the signal begins with.
-    completions: C, the inputs of an example whose signal is of completions; 0
-      of any other.
-    references: by `student_of`, what students give the completions before their
-      training [S, N, C], where an objective asks for it.
     jitter: pixels by which its images are shifted at random.
     live: how the teacher answers each batch inside the step, after the jitter;
       None where its signal was stored. `signal` then holds true labels alone.
+    positions: L, the signal's rows of an example; of C completions, C L.
+    references: by `student_of`, what students give the completions before their
+      training [S, N, C], where an objective asks for it.
   """
 
   inputs: Split
   signal: Signal | Streamed
   rows: np.ndarray
   first: int = 0
-  completions: int = 0
-  references: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   jitter: int = 0
   live: Live | None = None
+  positions: int = 1
+  references: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,21 +102,24 @@ def student_of(section: Mapping[str, Any]) -> str:
   return json.dumps(section, sort_keys=True)
 
 
-def interval_bytes(train: Mapping[str, Any], seeds: int, task: Task) -> int:
+def interval_bytes(
+  train: Mapping[str, Any], seeds: int, task: Task, signal: int = 0
+) -> int:
   """Bounds from below what the batches of an interval take, host and device.
 
   Args:
     train: the config's section.
     seeds: how many runs an arm has.
     task: says how large an input is, and whether inputs are streamed.
+    signal: bytes of an example's signals that are streamed.
   """
   size, every = train["batch_size"], min(train["log_every"], train["steps"])
   numbers = math.prod(task.input_shape)
   need = seeds * size * (4 * every + 4 * numbers)  # rows, and a float32 batch
-  if not task.resident:  # two intervals that were read ahead, and two in work
-    each = np.dtype(task.train.form.dtype).itemsize * numbers
-    need += 4 * seeds * size * every * each
-  return need
+  if not task.resident:
+    signal += np.dtype(task.train.form.dtype).itemsize * numbers
+  # Two intervals that were read ahead, and two in work.
+  return need + 4 * seeds * size * every * signal
 
 
 def resident(setup: Setup) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def _feed(setup, transfer, rows, count) -> Iterator[dict[str, Any]]:
     if not setup.task.resident:
       found["inputs"] = transfer.inputs.read(rows)
     if isinstance(signal, Streamed):
-      places = rows_of(rows - transfer.first, setup.task.positions)
+      places = rows_of(rows - transfer.first, transfer.positions)
       found["signal"] = signal.at(places)
     return found
 
