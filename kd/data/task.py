@@ -23,6 +23,7 @@ from kd.models.functional import Signature
 
 if TYPE_CHECKING:  # which is made of tasks
   from kd.data.documents import Record
+  from kd.data.templates import Template
 
 PARTS = ("train", "validation", "test")
 CHUNK = 256  # records decoded at once
@@ -186,7 +187,8 @@ class Tokens:
     subset: the ids that students know; None is all. See kd.data.token_task.
     positions: by part, the positions that count.
     fill: by part, the share of its rows that is no padding.
-    test: the records of the test split.
+    records: by part, the records, if they have prompts; else none.
+    template: of chats; None where prompts are read as they are.
     coverage: by which the subset was chosen.
   """
 
@@ -194,7 +196,8 @@ class Tokens:
   subset: Subset | None
   positions: Mapping[str, int]
   fill: Mapping[str, float]
-  test: "Sequence[Record]"
+  records: "Mapping[str, Sequence[Record]]"
+  template: "Template | None" = None
   coverage: float | None = None
 
   @property

@@ -148,10 +148,14 @@ def load(task: Mapping[str, Any]) -> Task:
     subset,
     {part: own.positions for part, own in rows.items()},
     {part: own.fill for part, own in rows.items()},
-    parts["test"],
+    {
+      part: [] if any(r.text is not None for r in records) else records
+      for part, records in parts.items()
+    },
+    template,
     options["coverage"],
   )
-  arrays = {part: _arrays(own, view) for part, own in rows.items()}
+  arrays = {part: arrays_of(own, view) for part, own in rows.items()}
   shape = arrays["train"][0].shape[1:]
   stack = functools.partial(np.asarray, dtype=np.int32)
   form = Form("tokens", "next", shape, np.int32, None, stack)
@@ -215,7 +219,7 @@ def _tokenizer(
   return tokenizers.train_bpe(texts, options["vocab_size"])
 
 
-def _arrays(rows: tokens.Rows, view: Tokens) -> tuple[np.ndarray, np.ndarray]:
+def arrays_of(rows: tokens.Rows, view: Tokens) -> tuple[np.ndarray, np.ndarray]:
   """Returns inputs [N, 2, L] and labels [N L]; with a subset the inputs are
   [N, 3, L], of which the third are the ids as a teacher numbers them."""
   labels = np.where(rows.weights > 0, rows.labels, -1).ravel()

@@ -1,5 +1,6 @@
 """What a teacher leaves on a transfer set, and how it is stored."""
 
+from kd.signals.completions import Completions, Kind
 from kd.signals.kinds import (
   Dense,
   Labels,
@@ -14,7 +15,9 @@ from kd.signals.kinds import (
 from kd.signals.readings import make, of_labels, of_teacher, sample
 
 __all__ = [
+  "Completions",
   "Dense",
+  "Kind",
   "Labels",
   "Samples",
   "Signal",

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from kd.models.outputs import Outputs
+from kd.signals.completions import Completions
 from kernels import Head, Logits
 
 
@@ -199,6 +200,8 @@ class Signal(_Rows):
       sample, -1 where there are fewer than R.
     counts: which rows a loss is a mean over; None is all. Those of a text that
       predict nothing, as a prompt's or padding, don't count.
+    completions: of prompts, of a teacher that wrote them. Then an example has
+      C L rows, and an answer is a token of a sample.
   """
 
   truth: Labels
@@ -208,6 +211,7 @@ class Signal(_Rows):
   entropy: Float[Array, "N"] | None = None
   rejected: Int[Array, "N R"] | None = None
   counts: Bool[Array, "N"] | None = None
+  completions: Completions | None = None
 
   @property
   def whole(self) -> Dense | Outputs:
@@ -259,10 +263,12 @@ def part(signal: Signal, i: Array, parts: int) -> Signal:
   live = signal.dense if isinstance(signal.dense, Outputs) else None
   if live is not None:  # whose head belongs to all rows
     signal = dataclasses.replace(signal, dense=live.hidden)
-  size = len(signal.truth.ids) // parts
-  own = jax.tree.map(
-    lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size), signal
-  )
+
+  def cut(x):
+    size = len(x) // parts
+    return jax.lax.dynamic_slice_in_dim(x, i * size, size)
+
+  own = jax.tree.map(cut, signal)
   if live is None:
     return own
   return dataclasses.replace(

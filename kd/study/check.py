@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from kd import models
+from kd import files, models
 from kd.config import sections
 from kd.errors import UserError, brief
 from kd.models import checkpoints
@@ -60,10 +60,11 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
     UserError: naming the key, or the file that `teacher.path` lacks.
   """
   asks = answers.is_black_box(settings["teacher"])
+  writes = answers.writes(settings)
   for name, chain in settings["filters"].items():
     funnel.check(f"filters.{name}", chain, asks)
   models.check("student", settings["student"])
-  groups = arms.group(settings["arms"], black_box=asks)
+  groups = arms.group(settings["arms"], black_box=asks, writes=writes)
   parts = settings["train"]["accumulate"]
   for name, _ in (t for g in groups for p in g.parts for t in p.terms):
     if parts > 1 and OBJECTIVES[name].couples:
@@ -132,7 +133,7 @@ def with_the_task(
     UserError: naming the key, or the split and row of a damaged input.
   """
   from kd.study import transfer_sets
-  from kd.teachers import black_box, model
+  from kd.teachers import black_box, completions, model
 
   settings = replicate.settings
   asks = answers.is_black_box(settings["teacher"])
@@ -150,7 +151,9 @@ def with_the_task(
       _tokens(path, settings, signal, task.tokens)
   _evaluation(settings, task, asks)
   _batches(settings, [] if asks else groups, task)
-  if asks:
+  if answers.writes(settings):
+    completions.check(settings, task)
+  elif asks:
     black_box.check(task)  # what there is to draw from isn't known yet
   else:
     starts = transfer_sets.first_rows(settings, task, fraction)
@@ -204,7 +207,8 @@ def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
 
   options = settings["evaluate"]
   shift = options["shift_classes"]
-  accepted = registry.names(task.num_classes, bool(shift), asks)
+  written = _generation(options["generate"], task)
+  accepted = registry.names(task.num_classes, bool(shift), asks, written)
   if options["metric"] not in accepted:
     raise UserError(
       f"evaluate.metric = {options['metric']!r}: expected one of "
@@ -230,6 +234,34 @@ def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
       f"mesh.seeds = {devices}: expected a divisor of seeds = "
       f"{settings['seeds']} up to the {jax.device_count()} devices here"
     )
+
+
+def _generation(options: Mapping[str, Any], task: "Task") -> tuple[str, ...]:
+  """Checks what is said of evaluation by generation; returns its metrics."""
+  from kd.evaluate import registry, text
+
+  known = [name for name, m in registry.METRICS.items() if m.text]
+  for name in options["metrics"]:
+    if name not in known:
+      raise UserError(
+        f"evaluate.generate.metrics: {name!r}, expected some of "
+        f"{', '.join(known)}"
+      )
+  if not options["prompts"]:
+    return ()
+  if task.tokens is None or not task.tokens.records["test"]:
+    raise UserError(
+      f"evaluate.generate.prompts = {options['prompts']}: expected 0, since "
+      "the test split has no prompts"
+    )
+  if options["schema"]:
+    try:
+      text.json_valid([], files.read_json(options["schema"], "JSON Schema"))
+    except ValueError as error:
+      raise UserError(
+        f"evaluate.generate.schema = {options['schema']!r}: {error}"
+      ) from error
+  return tuple(options["metrics"])
 
 
 def _batches(

@@ -18,9 +18,9 @@ from kd.data.order import subset
 from kd.data.task import SAMPLE, Task
 from kd.errors import UserError
 from kd.signals import label, schema, store
-from kd.study import workdir
+from kd.study import budget, workdir
 from kd.study.replicates import Replicate
-from kd.teachers import black_box, funnel
+from kd.teachers import black_box, completion_rows, funnel
 from kd.teachers import model as teachers
 from kd.train import arms
 from kd.train.batches import Live, Transfer, transfer_of
@@ -29,7 +29,7 @@ from kd.train.batches import Live, Transfer, transfer_of
 # and what is done with them in a step; the rest of an arm's `signal` section
 # says what the teacher is asked.
 DRAW = ("size", "omit_classes", "only_classes")
-FILTER = ("filter", "rank_by", "rubric")
+FILTER = ("filter", "rank_by", "rubric", "rationale")
 STEP = ("jitter", "live")
 
 
@@ -44,18 +44,21 @@ class Pools:
     box: the black box, if the teacher is one.
     funnels: {filter: what its steps kept}, filled by `transfers`.
     stored: {pool, whatever its filter: its signal}, likewise.
+    bought: {arm: the teacher's tokens that it costs}, likewise, of a task of
+      tokens.
   """
 
   of: Replicate
   task: Task
   teacher: teachers.Teacher | None
-  box: black_box.BlackBox | None
+  box: black_box.BlackBox | completion_rows.Completed | None
   funnels: dict[str, list[dict[str, Any]]] = dataclasses.field(
     default_factory=dict
   )
   stored: dict[str, signals.Signal | store.Streamed] = dataclasses.field(
     default_factory=dict
   )
+  bought: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def transfers(self, groups: Sequence[arms.Group]) -> dict[str, Transfer]:
     """Labels each pool once, and gives each transfer set its rows of it."""
@@ -66,9 +69,13 @@ class Pools:
       fraction = self.teacher.fraction
       starts = first_rows(self.of.settings, self.task, fraction)
     pools: dict[str, tuple[Any, np.ndarray | None]] = {}
-    transfers = {}
+    transfers: dict[str, Transfer] = {}
     for group in groups:
       section = group.signal
+      if isinstance(self.box, completion_rows.Completed):
+        if transfer_of(section) not in transfers:
+          transfers |= self._completions(section, groups)
+        continue
       pool = without(section, DRAW + STEP)
       pool["seed"] += self.of.shift
       key = transfer_of(pool | {"live": section["live"]})
@@ -85,7 +92,37 @@ class Pools:
         live=self._live(section) if section["live"] else None,
         positions=self.task.positions,
       )
+      if self.task.tokens is not None:
+        rows = transfers[transfer_of(section)].rows
+        train = self.of.settings["train"]
+        self.bought |= budget.of_rows(group, self.task, rows, train)
     return transfers
+
+  def _completions(
+    self, section: Mapping[str, Any], groups: Sequence[arms.Group]
+  ) -> dict[str, Transfer]:
+    """Returns the transfer set of a teacher that writes, by its name."""
+    assert isinstance(self.box, completion_rows.Completed)
+    name = transfer_of(section)
+    own = [g for g in groups if transfer_of(g.signal) == name]
+    chain = self.of.settings["filters"].get(section["filter"], ())
+    pool = completion_rows.pool(
+      self.box, chain, section, [r for g in own for r in budget.reads(g)]
+    )
+    self.funnels[section["filter"] or "none"] = pool.funnel
+    task = dataclasses.replace(self.task, train=pool.split)
+    rows = draw(section, task, self.of.draws, 0, pool.kept)
+    for group in own:
+      self.bought |= budget.of_completions(group, pool.bought, rows)
+    of = signals.present(pool.signal.completions, "completions")
+    return {
+      name: Transfer(
+        pool.split,
+        pool.signal,
+        rows,
+        positions=of.kinds.shape[1] * self.task.positions,
+      )
+    }
 
   def _live(self, section: Mapping[str, Any]) -> Live:
     assert self.teacher is not None  # kd.config refuses a live black box
@@ -101,7 +138,7 @@ class Pools:
   ) -> tuple[signals.Signal | store.Streamed, np.ndarray | None]:
     """Returns a pool's signal, and which rows its filter kept (None: all)."""
     chain = self.of.settings["filters"].get(pool["filter"], ())
-    if self.box:
+    if isinstance(self.box, black_box.BlackBox):
       made, kept, counts = black_box.signal(self.box, chain, pool)
       self.funnels[pool["filter"] or "none"] = counts
       return made, kept

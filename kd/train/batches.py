@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from kd.data.order import positions, stream
 from kd.data.task import Split, Task
-from kd.signals import Signal, rows_of
+from kd.signals import Signal, present, rows_of
 from kd.signals.store import Streamed
 
 
@@ -53,7 +53,9 @@ class Transfer:
     jitter: pixels by which its images are shifted at random.
     live: how the teacher answers each batch inside the step, after the jitter;
       None where its signal was stored. `signal` then holds true labels alone.
-    positions: L, the signal's rows of an example.
+    positions: L, the signal's rows of an example; of C completions, C L.
+    references: by `student_of`, what students give the completions before their
+      training [S, N, C], where an objective asks for it.
   """
 
   inputs: Split
@@ -63,6 +65,7 @@ class Transfer:
   jitter: int = 0
   live: Live | None = None
   positions: int = 1
+  references: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,11 @@ class Setup:
 
 def transfer_of(section: Mapping[str, Any]) -> str:
   """Names the transfer set that an arm's `signal` section describes."""
+  return json.dumps(section, sort_keys=True)
+
+
+def student_of(section: Mapping[str, Any]) -> str:
+  """Names the student that an arm's `student` section describes."""
   return json.dumps(section, sort_keys=True)
 
 
@@ -158,7 +166,7 @@ def _examples(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def gather(placed, x: Mapping[str, Array], positions: int):
   """Gathers one batch (inputs, signal) inside the compiled step; the signal has
-  a row for each of an example's positions."""
+  a row for each of an example's `positions`."""
   signal = x.get("signal")
   if signal is None:
     rows = x["rows"] - placed["first"]
@@ -167,6 +175,18 @@ def gather(placed, x: Mapping[str, Array], positions: int):
   if placed["inputs"] is None:
     return x["inputs"], signal
   return jnp.take(placed["inputs"], x["rows"], axis=0), signal
+
+
+def referred(signal: Signal, x: Mapping[str, Any], student: Mapping[str, Any]):
+  """Returns a batch's signal with what a student gave its completions before
+  its training, where that was asked for."""
+  own = x.get("references", {}).get(student_of(student))
+  if own is None:
+    return signal
+  of = dataclasses.replace(
+    present(signal.completions, "completions"), reference=own
+  )
+  return dataclasses.replace(signal, completions=of)
 
 
 def intervals(
@@ -202,8 +222,19 @@ def intervals(
 def _feed(setup, transfer, rows, count) -> Iterator[dict[str, Any]]:
   signal = transfer.signal
 
+  def refer(rows):
+    if not transfer.references:
+      return {}
+    own = rows - transfer.first
+    return {
+      "references": {
+        student: np.stack([x[at] for x, at in zip(of, own, strict=True)])
+        for student, of in transfer.references.items()
+      }
+    }
+
   def read(rows):
-    found = {}
+    found = refer(rows)
     if not setup.task.resident:
       found["inputs"] = transfer.inputs.read(rows)
     if isinstance(signal, Streamed):
@@ -213,7 +244,8 @@ def _feed(setup, transfer, rows, count) -> Iterator[dict[str, Any]]:
 
   if setup.task.resident and not isinstance(signal, Streamed):
     for interval in range(count):
-      yield {"rows": rows(transfer, interval)}
+      own = rows(transfer, interval)
+      yield {"rows": own, **refer(own)}
     return
   ahead = stream(read, lambda k: rows(transfer, k), stop=count)
   for interval, found in enumerate(ahead):

@@ -15,7 +15,7 @@ import numpy as np
 from kd.errors import UserError
 from kd.objectives import terms
 from kd.objectives.registry import OBJECTIVES
-from kd.signals import Labels, Samples, Signal
+from kd.signals import Labels, Samples, Signal, present
 from kd.signals.store import Streamed
 from kd.train.arms import Group
 from kd.train.batches import Transfer, transfer_of
@@ -71,10 +71,14 @@ def _lacks(
 ) -> bool:
   """Returns whether some example that is drawn lacks what a term reads."""
   counts = transfer.signal.counts
-  asked = np.ones(len(has), bool) if counts is None else np.asarray(counts)
-  # [S, n, L]: of each seed, example and position.
+  each, asked = transfer.positions, np.ones(len(has), bool)
+  if OBJECTIVES[name].sequences:
+    each = 1
+  elif counts is not None:
+    asked = np.asarray(counts)
+  # [S, n, L]: of each seed, example and position; of a prompt, L is 1.
   drawn, asked = (
-    x.reshape(-1, transfer.positions)[transfer.rows - transfer.first]
+    x.reshape(-1, each)[transfer.rows - transfer.first]
     for x in (has & asked, asked)
   )
   reads = terms.reads(name, static)
@@ -98,11 +102,20 @@ def _has(
   found: list[list[np.ndarray]] = [[] for _ in every]
   for few in _chunks(transfer):  # read once for all terms
     n = _count(few)
-    for rows, (_, static), own in zip(needs, every, found, strict=True):
+    for rows, (name, static), own in zip(needs, every, found, strict=True):
+      if OBJECTIVES[name].sequences:
+        continue
       has = (
         np.ones(n, bool) if rows is None else rows(few, num_classes, **static)
       )
       own.append(np.asarray(has))
+  for rows, (name, static), own in zip(needs, every, found, strict=True):
+    if OBJECTIVES[name].sequences:  # of a prompt's completions together
+      own.append(
+        np.asarray(
+          present(rows, "rows")(transfer.signal, num_classes, **static)
+        )
+      )
   return [np.concatenate(own) for own in found]
 
 
@@ -123,7 +136,9 @@ def _chunks(transfer: Transfer) -> Iterator[Signal]:
       few = signal.at(np.arange(i, min(i + AT_A_TIME, n)))
       yield dataclasses.replace(few, dense=None, entropy=None)
     return
-  signal = dataclasses.replace(signal, dense=None, entropy=None)
+  signal = dataclasses.replace(
+    signal, dense=None, entropy=None, completions=None
+  )
   if transfer.live:
     none = jnp.zeros((n, 1), jnp.int32)
     drawn = Samples(none, none.astype(jnp.float32))

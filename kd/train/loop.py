@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from kd.models.functional import define
 from kd.parallel import mesh
-from kd.train import batches, program
+from kd.train import batches, program, references
 from kd.train.arms import Group, numbers_of
 from kd.train.batches import Setup
 from kd.train.checkpoint import Checkpoints
@@ -144,6 +144,7 @@ def fit(
   numbers = numbers_of(groups)
   seeds = jnp.asarray(setup.seeds, jnp.uint32)
   state = compiled.init(seeds, numbers)
+  setup = references.with_references(groups, setup, state)
   done = 0
   if checkpoints is not None:
     done, state = checkpoints.restore(state)

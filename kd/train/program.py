@@ -103,8 +103,13 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
       step, x = item
       drop, look = jax.random.split(jax.random.fold_in(stream, step))
       found = {k: batch(k, resident[k], x[k], look) for k in x}
+
+      def own_batch(i):
+        inputs, signal = found[names[i]]
+        return inputs, batches.referred(signal, x[names[i]], own[i].student)
+
       out = [
-        train_step(graphdefs[i], own[i], setup, st, found[names[i]], drop, step)
+        train_step(graphdefs[i], own[i], setup, st, own_batch(i), drop, step)
         for i, st in zip(bundle, state, strict=True)
       ]
       return tuple(st for st, _ in out), tuple(log for _, log in out)

@@ -89,6 +89,8 @@ def make_batch(
     key: of what is random in it.
   """
   inputs, signal = batches.gather(placed, x, transfer.positions)
+  if transfer.positions > task.positions:  # each prompt has several rows
+    inputs = inputs.reshape(-1, *task.input_shape)
   inputs = scaled(inputs, task.signature)
   if transfer.jitter:
     inputs = jitter(key, inputs, transfer.jitter)
