@@ -214,10 +214,25 @@ def _check_checkpoint(section: Mapping[str, Any], task: Task) -> None:
       f"{task.name!r} has no tokens; expected task.tokens.length >= 2"
     )
   folder = checkpoints.folder(section["path"])
+  check_tokenizer(folder, task)
+  functional.define(_checkpoint(section, folder), task.signature)
+
+
+def check_tokenizer(folder: str, task: Task) -> None:
+  """Raises UserError unless a language model's is the task's tokenizer."""
+  assert task.tokens is not None
   own = tokenizers.load(folder)
   if own.fingerprint != task.tokens.tokenizer.fingerprint:
     vocabulary.refuse_others(own, task.tokens.tokenizer)
-  functional.define(_checkpoint(section, folder), task.signature)
+
+
+def kind(section: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the name and options of the model that a config's section means."""
+  if checkpoints.is_checkpoint(section["path"]):
+    return _checkpoint(section, checkpoints.folder(section["path"]))
+  if section["path"]:
+    return config.tuples(_description(section["path"])["model"])
+  return options(section)
 
 
 def _checkpoint(section: Mapping[str, Any], folder: str) -> dict[str, Any]:

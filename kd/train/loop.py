@@ -7,6 +7,7 @@ host.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd.models.functional import define
+from kd.models import functional
+from kd.models.functional import create
 from kd.parallel import mesh
 from kd.train import batches, program
 from kd.train.arms import Group, numbers_of
@@ -70,11 +72,13 @@ def fills_the_machine(
 
 def _forward_flops(group: Group, setup: Setup) -> float:
   shape = (setup.train["batch_size"], *setup.task.input_shape)
-  graphdef, init = define(group.student, setup.task.signature)
-  weights = jax.eval_shape(init, jax.random.key(0))
+  shell = nnx.eval_shape(
+    lambda: create(group.student, setup.task.signature, jax.random.key(0))
+  )
+  graphdef, weights = nnx.split(shell)
 
   def forward(weights, inputs):
-    return nnx.merge(graphdef, *weights)(inputs).logits
+    return nnx.merge(graphdef, weights)(inputs).logits
 
   dtype = jnp.float32 if setup.task.scale is not None else jnp.int32
   lowered = jax.jit(forward).lower(weights, jax.ShapeDtypeStruct(shape, dtype))
@@ -143,7 +147,9 @@ def fit(
   groups = _singly(groups, compiled.one_by_one)
   numbers = numbers_of(groups)
   seeds = jnp.asarray(setup.seeds, jnp.uint32)
-  state = compiled.init(seeds, numbers)
+  given, frozen = _start(groups, setup)
+  state = compiled.init(seeds, numbers, given)
+  del given  # each run has its own now
   done = 0
   if checkpoints is not None:
     done, state = checkpoints.restore(state)
@@ -151,7 +157,7 @@ def fit(
   if setup.devices > 1:
     by_seed = NamedSharding(mesh.of_seeds(setup.devices), P("seeds"))
     state = jax.device_put(state, by_seed)
-  resident = batches.resident(setup)
+  resident = {**batches.resident(setup), "frozen": frozen}
   late, length = None, None
   for stop, xs in batches.intervals(setup, done):
     if length not in (None, stop - done):
@@ -168,7 +174,40 @@ def fit(
     late()
   if checkpoints is not None:
     checkpoints.wait()
-  return _by_arm(groups, state)
+  own = zip(_by_arm(groups, state).items(), _each(groups, frozen), strict=True)
+  return {name: of_arm.sharing(shared) for (name, of_arm), shared in own}
+
+
+def _start(groups: Sequence[Group], setup: Setup):
+  """Returns the weights that the groups begin with: ({path: array} of those
+  that train, state of those that don't) of each. What groups share is there
+  once."""
+  if setup.start is None:
+    return [{} for _ in groups], [{} for _ in groups]
+  placed: dict[int, jax.Array] = {}
+  every = mesh.of_seeds(setup.devices) if setup.devices > 1 else None
+  where = every and NamedSharding(every, P())
+
+  def put(x):
+    if id(x) not in placed:
+      placed[id(x)] = jax.device_put(x, where)
+    return placed[id(x)]
+
+  given, frozen = [], []
+  for group, arrays in zip(groups, setup.start(groups), strict=True):
+    shapes = functional.frozen(group.student, setup.task.signature)
+    held = {functional.dotted(path) for path, _ in nnx.to_flat_state(shapes)}
+    frozen.append(
+      functional.filled(shapes, {k: put(arrays[k]) for k in sorted(held)})
+    )
+    given.append({k: x for k, x in arrays.items() if k not in held})
+  return given, frozen
+
+
+def _each(groups: Sequence[Group], of_groups: Sequence[Any]) -> list[Any]:
+  """Returns what is each arm's of what is each group's."""
+  pairs = zip(groups, of_groups, strict=True)
+  return [x for group, x in pairs for _ in group.names]
 
 
 def _later(groups, setup, checkpoints, on_log, step, state, logs):
