@@ -277,6 +277,13 @@ def checkpoint_weights(kind: Mapping[str, Any], task: Task) -> dict[str, Any]:
   return {"params": params, "rest": rest}
 
 
+def obtained(section: Mapping[str, Any], folder: str, task: Task) -> Teacher:
+  """Returns the teacher that a study has, or keeps in `folder`."""
+  if checkpoints.is_checkpoint(section["path"]):
+    return load_checkpoint(section, task)
+  return load(section["path"] or folder, task)
+
+
 def load(folder: str, task: Task) -> Teacher:
   found = _description(folder)
   _check_fit(folder, found, task)

@@ -7,7 +7,6 @@ host.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from kd.models import functional
 from kd.models.functional import create
 from kd.parallel import mesh
-from kd.train import batches, program
+from kd.train import batches, checkpoint, program
 from kd.train.arms import Group, numbers_of
 from kd.train.batches import Setup
 from kd.train.checkpoint import Checkpoints
@@ -174,8 +173,27 @@ def fit(
     late()
   if checkpoints is not None:
     checkpoints.wait()
-  own = zip(_by_arm(groups, state).items(), _each(groups, frozen), strict=True)
-  return {name: of_arm.sharing(shared) for (name, of_arm), shared in own}
+  return _shared(groups, state, frozen)
+
+
+def read(
+  groups: Sequence[Group], setup: Setup, folder: str, arm: str
+) -> TrainState:
+  """Returns the state of an arm's runs that `fit` left in its checkpoints.
+
+  Raises:
+    UserError: as kd.train.checkpoint.read.
+  """
+  one_by_one, _ = fills_the_machine(groups, setup)
+  groups = _singly(groups, one_by_one)
+  seeds = jax.ShapeDtypeStruct((len(setup.seeds),), jnp.uint32)
+  like = jax.eval_shape(
+    program.make_init(groups, setup), seeds, numbers_of(groups)
+  )
+  every = zip(groups, checkpoint.read(folder, like), strict=True)
+  own = [(group, state) for group, state in every if arm in group.names]
+  groups, state = zip(*own, strict=True)
+  return _shared(groups, state, _start(groups, setup)[1])[arm]
 
 
 def _start(groups: Sequence[Group], setup: Setup):
@@ -204,10 +222,15 @@ def _start(groups: Sequence[Group], setup: Setup):
   return given, frozen
 
 
-def _each(groups: Sequence[Group], of_groups: Sequence[Any]) -> list[Any]:
-  """Returns what is each arm's of what is each group's."""
-  pairs = zip(groups, of_groups, strict=True)
-  return [x for group, x in pairs for _ in group.names]
+def _shared(groups, state, frozen) -> dict[str, TrainState]:
+  """Returns the state by arm, with what the runs of each group share."""
+  of_arm = {
+    name: held
+    for group, held in zip(groups, frozen, strict=True)
+    for name in group.names
+  }
+  own = _by_arm(groups, state)
+  return {name: x.sharing(of_arm[name]) for name, x in own.items()}
 
 
 def _later(groups, setup, checkpoints, on_log, step, state, logs):
