@@ -1,9 +1,9 @@
 """A trained student as a Hugging Face folder, which transformers loads.
 
-    python -m kd.study.export WORKDIR --arm=NAME --out=FOLDER [--seed=S] [--best]
+    python -m kd.study.export WORKDIR --arm=NAME [--seed=S] --out=FOLDER
 
-Writes config.json, model.safetensors and the tokenizer's files. Adapters are
-added to the weights that they belong to.
+The last weights, or with --best those that were best on validation; adapters
+are added to what they belong to. With the tokenizer's files.
 """
 
 import os
