@@ -69,17 +69,26 @@ def measure(
   """Times a model on the task's test examples, compiled, on this host.
 
   Returns:
-    `call`, the median seconds of a call with one example; `example`, those of
-    a call with `batch` examples, divided by them; `batch`, no more than the
-    test split has. Whatever else the host does at the time is in them.
+    of `timed`, for up to `batch` examples.
   """
   forward = functional.forward(model, task.signature, batch)
-  batch = min(batch, len(task.test))
-  inputs = jax.device_put(task.test.read(np.arange(batch)))
+  rows = np.arange(min(batch, len(task.test)))
+  inputs = jax.device_put(task.test.read(rows))
   weights = jax.device_put(weights)
-  one = inputs[:1]
+  return timed(lambda x: forward(weights, x), inputs)
+
+
+def timed(forward: Callable[[Any], Any], inputs: Any) -> dict[str, float | int]:
+  """Times a function of a batch.
+
+  Returns:
+    `call`, the median seconds of a call with one example; `example`, those of
+    a call with all, divided by them; `batch`, how many there are. Whatever else
+    the host does at the time is in them.
+  """
+  one, batch = inputs[:1], len(inputs)
   return {
-    "call": median_seconds(lambda: forward(weights, one)),
-    "example": median_seconds(lambda: forward(weights, inputs)) / batch,
+    "call": median_seconds(lambda: forward(one)),
+    "example": median_seconds(lambda: forward(inputs)) / batch,
     "batch": batch,
   }

@@ -16,6 +16,7 @@ from kd.study import transfer_sets, tune, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
 from kd.teachers import answers, black_box, model, training
+from kd.teachers.prompted import AT_ONCE
 from kd.train import arms, loop
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
@@ -225,7 +226,12 @@ class Runs:
       name: {"name": kind["name"], "parameters": cost.parameters(weights)}
       for name, (kind, weights) in asked.items()
     }
-    return sizes, {
+    times = {}
+    if self.teacher is not None and self.teacher.reader is not None:
+      del asked["teacher"]
+      texts = self.task.test.texts(range(min(len(self.task.test), AT_ONCE)))
+      times["teacher"] = cost.timed(self.teacher.reader.logits, texts)
+    return sizes, times | {
       name: cost.measure(kind, weights, self.task, self._batch)
       for name, (kind, weights) in asked.items()
     }
