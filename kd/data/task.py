@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,10 +70,11 @@ class Split:
     """What a record becomes."""
     return self._form
 
-  def texts(self) -> list[str]:
-    """Returns the inputs of a task of texts, as they were written."""
+  def texts(self, rows: Iterable[int] | None = None) -> list[str]:
+    """Returns inputs of a task of texts, as they were written; None is all."""
     key = self._form.input_key
-    raw = (self._example(i, True)[key] for i in range(len(self)))
+    rows = range(len(self)) if rows is None else rows
+    raw = (self._example(int(i), True)[key] for i in rows)
     return [x.decode() if isinstance(x, bytes) else str(x) for x in raw]
 
   def _load(self, chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -84,6 +84,11 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
         f"arms.{name}.signal.live = True: a signal that is filtered, or a "
         "black box's, is stored; expected False"
       )
+    if section["calibrate"] != "none" and asks:
+      raise UserError(
+        f"arms.{name}.signal.calibrate = {section['calibrate']!r}: a black box "
+        "leaves no logits; expected 'none'"
+      )
   of_each = replicates.NUMBER in settings["teacher"]["path"]
   if not of_each:
     _teacher(settings["teacher"])
@@ -153,6 +158,11 @@ def with_the_task(
   for name, arm in settings["arms"].items():
     path, signal = f"arms.{name}.signal", arm["signal"]
     model.check_jitter(f"{path}.jitter", signal["jitter"], task)
+    if signal["live"] and model.is_prompted(settings["teacher"], task):
+      raise UserError(
+        f"{path}.live = True: a teacher that reads prompts answers beforehand; "
+        "expected False"
+      )
     if signal["keep"] == "top_k" and signal["k"] > task.num_classes:
       raise UserError(
         f"{path}.k = {signal['k']}: expected at most the task's "

@@ -17,6 +17,7 @@ from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
 from kd.teachers import answers, black_box, completions, model, training
 from kd.teachers.completion_rows import Completed
+from kd.teachers.prompted import AT_ONCE
 from kd.train import arms, loop
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
@@ -274,9 +275,14 @@ class Runs:
       name: {"name": kind["name"], "parameters": cost.parameters(weights)}
       for name, (kind, weights) in asked.items()
     }
+    times = {}
+    if self.teacher is not None and self.teacher.reader is not None:
+      del asked["teacher"]
+      texts = self.task.test.texts(range(min(len(self.task.test), AT_ONCE)))
+      times["teacher"] = cost.timed(self.teacher.reader.logits, texts)
     new = settings["evaluate"]["generate"]
     new = new["max_new_tokens"] if new["prompts"] else 0
-    return sizes, {
+    return sizes, times | {
       name: cost.measure(kind, weights, self.task, self._batch, new)
       for name, (kind, weights) in asked.items()
     }

@@ -6,7 +6,6 @@ Known from the first state alone, so that a run that continues has the same.
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
