@@ -1,0 +1,88 @@
+"""No compiled program of a large vocabulary holds the logits of a batch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from absl.testing import absltest, parameterized
+
+from kd import signals
+from kd.bench import decoders
+from kd.models.outputs import Outputs
+from kd.objectives.registry import OBJECTIVES
+from kd.train import arms
+from tests.kd import small
+
+N, H, V, K = 1024, 8, 65536, 4
+RANKED = dict(samples=K, scores="log_probs", candidates="sampled")
+SOFT = dict(temperature=1.0, divergence="jsd", beta=0.5)
+KEYS = {
+  "hard": dict(target="truth"),
+  "soft": SOFT,
+  "top_k": dict(SOFT, k=K, tail="bucket"),
+  "dkd": dict(alpha=1.0, beta=2.0, temperature=2.0, target="truth"),
+  "partial_plackett_luce": dict(k=K),
+  "frequencies": dict(samples=K, temperature=1.0),
+  "acceptable": dict(samples=K, temperature=1.0),
+  "preference": dict(samples=K),
+  "list_net": dict(samples=K, scores="log_probs", temperature=1.0),
+  "plackett_luce": dict(RANKED, ties="average"),
+  "pairwise_logistic": dict(RANKED, weights=None),
+}
+# One compares a class between the rows of a batch, and holds all.
+WHOLE = [name for name, o in OBJECTIVES.items() if o.couples]
+
+shape = jax.ShapeDtypeStruct
+f32 = functools.partial(shape, dtype=jnp.float32)
+i32 = functools.partial(shape, dtype=jnp.int32)
+
+
+def signal(dense) -> signals.Signal:
+  """Returns the shapes of what a teacher of text leaves."""
+  return signals.Signal(
+    truth=signals.Labels(i32((N,))),
+    answer=signals.Labels(i32((N,))),
+    dense=dense,
+    samples=signals.Samples(i32((N, K)), f32((N, K))),
+    rejected=i32((N, 2)),
+    counts=shape((N,), bool),
+  )
+
+
+LIVE = Outputs(f32((N, 2 * H)), f32((2 * H, V)))
+STORED = signals.TopK(i32((N, K)), f32((N, K)), f32((N, 1)), f32((N, 1)))
+
+
+class LargeVocabularyTest(parameterized.TestCase):
+  def check(self, name, keys, dense):
+    config = small.settings({"arm": {"objective": name, **keys}})
+    ((part,),) = (g.parts for g in arms.group(config["arms"], V))
+    numbers = jax.tree.map(lambda x: x[0], part.numbers)
+    loss = lambda student, signal: part.loss(student, signal, numbers)
+    student = Outputs(f32((N, H)), f32((H, V)), f32((V,)))
+    step = jax.jit(jax.value_and_grad(loss))
+    text = step.lower(student, signal(dense)).compile().as_text()
+    self.assertLess(decoders.largest(text)[0], N * V // 2)
+
+  @parameterized.parameters(*KEYS.items())
+  def test_a_loss_and_its_gradient(self, name, keys):
+    self.check(name, keys, LIVE)
+
+  @parameterized.parameters("top_k", "partial_plackett_luce")
+  def test_of_a_stored_signal(self, name):
+    self.check(name, KEYS[name], STORED)
+
+  def test_every_objective_is_looked_at(self):
+    self.assertCountEqual([*KEYS, *WHOLE], OBJECTIVES)
+
+  @parameterized.parameters(*decoders.SIGNALS)
+  def test_the_steps_of_a_decoder(self, kind):
+    tiny = dict(name="decoder", layers=1, width=16, heads=2)
+    size = decoders.Size(tiny, tiny, vocab_size=V, rows=8, length=N // 8)
+    run, args = decoders.program(size, kind)
+    text = run.lower(*args).compile().as_text()
+    self.assertLess(decoders.largest(text)[0], N * V // 2)
+
+
+if __name__ == "__main__":
+  absltest.main()
