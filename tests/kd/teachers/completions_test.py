@@ -159,6 +159,7 @@ class CompletionsTest(parameterized.TestCase):
     section = {**self.settings["signal"], "samples": 1}
     pool = completion_rows.pool(box, (), section, ())
     self.assertEqual(self.text(pool, 0, 0), "new " + "y" * (L - 4))
+    self.assertEqual(pool.cut, 1)
 
   def test_nothing_to_learn_from(self):
     with self.assertRaisesRegex(UserError, "signal.samples = 0"):
