@@ -51,14 +51,15 @@ def distinct(
     own = options[arm]
     if any(own == other for other, _ in found.values()):
       continue
-    weights = jax.tree.map(lambda x: x[0], states[arm].weights)
+    weights = functional.of_run(states[arm].weights, 0)
     found["student" if own == student else f"student of {arm}"] = own, weights
   return found
 
 
 def parameters(weights: Mapping[str, Any]) -> int:
-  """Counts a model's trained numbers."""
-  return sum(x.size for x in jax.tree.leaves(weights["params"]))
+  """Counts a model's numbers, but for such as batch statistics."""
+  own = weights["params"], weights.get("frozen")
+  return sum(x.size for x in jax.tree.leaves(own))
 
 
 def measure(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from kd.errors import UserError
 from kd.models.attention import Places, attend
 from kd.models.outputs import Outputs
 from kd.models.rope import rotate
@@ -189,7 +190,11 @@ class Decoder(nnx.Module):
 
   Attributes:
     spec, numerics: what it is, and how it computes.
+    vocab_size: V of its outputs, where columns beyond it pad the vocabulary;
+      None: all are.
   """
+
+  vocab_size: int | None = None
 
   def __init__(self, spec: Spec, numerics: Numerics, *, rngs: nnx.Rngs):
     self.spec, self.numerics = spec, numerics
@@ -247,7 +252,9 @@ class Decoder(nnx.Module):
       rope: rope and rope.angles(positions_BxL, spec.head_dim)
       for rope in dict.fromkeys(layer.rope for layer in spec.layers)
     }
-    x_BxLxD = self.embed(ids_BxL)
+    # Rounded after the look-up, whose gradient so adds up in param_dtype.
+    x_BxLxD = jnp.take(self.embed.embedding[...], ids_BxL, axis=0)
+    x_BxLxD = x_BxLxD.astype(self.numerics.dtype)
     x_BxLxD *= jnp.asarray(spec.embed_scale, x_BxLxD.dtype)
     policy, kept = REMAT[self.numerics.remat], []
     for i, (layer, own) in enumerate(
@@ -319,9 +326,24 @@ class Decoder(nnx.Module):
     return Outputs(
       hidden_BxLxD.reshape(-1, self.spec.width),
       self.kernel,
+      vocab_size=self.vocab_size,
       soft_cap=self.spec.logits_cap,
       scale=self.spec.logits_scale,
     )
+
+
+def padded_from(columns: int, num_classes: int, where: str) -> int | None:
+  """Returns `Decoder.vocab_size` of a task's vocabulary.
+
+  Raises:
+    UserError: it has ids without a column.
+  """
+  if num_classes > columns:
+    raise UserError(
+      f"{where}: {columns} columns for a vocabulary of {num_classes}: ids "
+      f"{columns} to {num_classes - 1} of the tokenizer have none"
+    )
+  return num_classes if num_classes < columns else None
 
 
 def restarting(segments_BxL: Int[Array, "B L"]) -> Int[Array, "B L"]:

@@ -11,7 +11,6 @@ import pathlib
 import re
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
@@ -56,10 +55,8 @@ def load_pretrained(
   with contextlib.ExitStack() as stack:
     tensors = _open(folder, stack)
     found = _matched(folder, tensors, spec)
-    dtype = jnp.dtype(dtype or tensors[found["embed.embedding"]].dtype)
-    numerics = Numerics(
-      dtype, jnp.dtype(param_dtype or dtype), remat, attention
-    )
+    dtype = dtype or tensors[found["embed.embedding"]].dtype
+    numerics = Numerics(dtype, param_dtype or dtype, remat, attention)
 
     def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
       tensor, turned = tensors[found[path]], path.endswith("kernel")

@@ -9,15 +9,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from kd.errors import UserError
-from kd.models.decoder import Decoder, arrays, build
+from kd.models.decoder import Decoder
 from kd.models.spec import Spec
 
-# What the axes of arrays run over: D width, V vocabulary, F the MLP's units, K
-# and H the heads of keys and queries times their width.
-OUTER = {"embed.embedding": "VD", "norm.scale": "D", "head.kernel": "DV"}
 Choice = int | Sequence[int] | None
 
 
@@ -29,6 +28,7 @@ def from_teacher(
   mlp: Choice = None,
   kv_heads: Choice = None,
   vocab_ids: Sequence[int] | None = None,
+  other: bool = False,
 ) -> Decoder:
   """Returns a decoder of some of the teacher's layers, widths and words.
 
@@ -49,61 +49,99 @@ def from_teacher(
     layers: their indices, in the student's order.
     width, mlp, kv_heads: how many, or which.
     vocab_ids: the ids whose rows are kept.
+    other: one more id, the last, stands for all that are not kept: its row is
+      the mean of theirs.
 
   Raises:
     UserError: a number or an index out of range, or twice.
   """
-  spec = teacher.spec
-  weights = {path: np.asarray(x) for path, x in arrays(teacher).items()}
-  norms = np.linalg.norm(weights["embed.embedding"], axis=0)
-  kept = {
-    "D": _choose("width", width, norms),
-    "V": _indices("vocab_ids", vocab_ids, spec.vocab_size),
-  }
-  chosen = _indices("layers", layers, len(spec.layers))
-  own = [
-    kept | _within(weights, spec, f"layers.{i}.", mlp, kv_heads) for i in chosen
-  ]
-  ids, size = kept["V"], len(kept["D"])
-  student = dataclasses.replace(
+  spec, weights = teacher.spec, _arrays(teacher)
+  student = smaller(
     spec,
-    vocab_size=len(ids),
-    width=size,
-    mlp_width=len(own[0]["F"]),
-    heads=len(own[0]["H"]) // spec.head_dim,
-    kv_heads=len(own[0]["K"]) // spec.head_dim,
+    layers=layers,
+    width=width,
+    mlp=mlp,
+    kv_heads=kv_heads,
+    vocab_ids=vocab_ids,
+    other=other,
+  )
+  chosen = _indices("layers", layers, len(spec.layers))
+  ids = _indices("vocab_ids", vocab_ids, spec.vocab_size)
+  channels = _choose("width", width, _norm(weights["embed.embedding"], 0))
+  cut = {}
+  for new, old in enumerate(chosen):
+    part = lambda name, i=old: weights[f"layers.{i}.{name}.kernel"]
+    gate, up = (_norm(part(f"mlp.{x}"), 0) for x in ("gate", "up"))
+    down = _norm(part("mlp.down"), 1)
+    units = _choose("mlp", mlp, gate * up * down)
+    value = part("attention.v").reshape(-1, spec.kv_heads, spec.head_dim)
+    out = part("attention.o").reshape(spec.kv_heads, -1)
+    groups = _choose("kv_heads", kv_heads, _norm(value, (0, 2)) * _norm(out, 1))
+    each = spec.heads // spec.kv_heads * spec.head_dim
+    kept = {
+      "D": channels,
+      "F": units,
+      "K": _spread(groups, spec.head_dim),
+      "H": _spread(groups, each),
+    }
+    prefix = f"layers.{old}."
+    for name, array in weights.items():
+      if name.startswith(prefix):
+        own = name.removeprefix(prefix)
+        cut[f"layers.{new}.{own}"] = _take(array, _axes(own, spec), kept)
+  rows = {"embed.embedding": "VD", "norm.scale": "D", "head.kernel": "DV"}
+  for name in rows.keys() & weights.keys():
+    axes = rows[name]
+    array = _take(weights[name], axes, {"D": channels})
+    cut[name] = _words(array, axes.find("V"), ids, other)
+  shell = nnx.eval_shape(
+    lambda: Decoder(student, teacher.numerics, rngs=nnx.Rngs(0))
+  )
+  graphdef, state = nnx.split(shell)
+  flat = dict(nnx.to_flat_state(state))
+  for parts, variable in flat.items():
+    array = cut[".".join(map(str, parts))]
+    flat[parts] = variable.replace(jnp.asarray(array, variable.dtype))
+  return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def smaller(
+  spec: Spec,
+  *,
+  layers: Sequence[int] | None = None,
+  width: Choice = None,
+  mlp: Choice = None,
+  kv_heads: Choice = None,
+  vocab_ids: Sequence[int] | None = None,
+  other: bool = False,
+) -> Spec:
+  """Returns what `from_teacher` makes of a teacher of this spec."""
+  chosen = _indices("layers", layers, len(spec.layers))
+  ids = _indices("vocab_ids", vocab_ids, spec.vocab_size)
+  kept = _size("kv_heads", kv_heads, spec.kv_heads)
+  wide = _size("width", width, spec.width)
+  return dataclasses.replace(
+    spec,
+    vocab_size=len(ids) + other,
+    width=wide,
+    mlp_width=_size("mlp", mlp, spec.mlp_width),
+    heads=spec.heads // spec.kv_heads * kept,
+    kv_heads=kept,
     layers=tuple(spec.layers[i] for i in chosen),
+    embed_scale=(  # Gemma's follows its width
+      wide**0.5 if spec.embed_scale == spec.width**0.5 else spec.embed_scale
+    ),
     kept=_renamed(spec.kept, ids),
   )
-  if spec.embed_scale == spec.width**0.5:  # Gemma's, which follows its width
-    student = dataclasses.replace(student, embed_scale=size**0.5)
-
-  def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    del shape
-    if not path.startswith("layers."):
-      return _take(weights[path], OUTER[path], kept)
-    _, i, name = path.split(".", 2)
-    array = weights[f"layers.{chosen[int(i)]}.{name}"]
-    return _take(array, _axes(name, spec), own[int(i)])
-
-  return build(student, teacher.numerics, read)
 
 
-def _within(weights, spec: Spec, prefix: str, mlp: Choice, kv_heads: Choice):
-  """Returns which of a layer's MLP units, keys and queries are kept."""
-  part = lambda name: weights[f"{prefix}{name}.kernel"]
-  gate, up = (np.linalg.norm(part(f"mlp.{x}"), axis=0) for x in ("gate", "up"))
-  down = np.linalg.norm(part("mlp.down"), axis=1)
-  value = part("attention.v").reshape(-1, spec.kv_heads, spec.head_dim)
-  out = part("attention.o").reshape(spec.kv_heads, -1)
-  norms = np.linalg.norm(value, axis=(0, 2)) * np.linalg.norm(out, axis=1)
-  groups = _choose("kv_heads", kv_heads, norms)
-  each = spec.heads // spec.kv_heads * spec.head_dim
-  return {
-    "F": _choose("mlp", mlp, gate * up * down),
-    "K": _spread(groups, spec.head_dim),
-    "H": _spread(groups, each),
-  }
+def _arrays(model: Decoder) -> dict[str, np.ndarray]:
+  state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  return {".".join(map(str, k)): np.asarray(x[...]) for k, x in state}
+
+
+def _norm(array, axis) -> np.ndarray:
+  return np.linalg.norm(array.astype(np.float32), axis=axis)
 
 
 def _axes(name: str, spec: Spec) -> str:
@@ -124,6 +162,21 @@ def _take(array, axes: str, kept) -> np.ndarray:
   return array
 
 
+def _words(array, axis: int, ids: np.ndarray, other: bool) -> np.ndarray:
+  """Keeps the rows of `ids`, and the mean of all others as one more."""
+  if axis < 0:
+    return array
+  found = np.take(array, ids, axis=axis)
+  if not other:
+    return found
+  every = np.arange(array.shape[axis])
+  rest = np.setdiff1d(every, ids)
+  mean = np.take(array, rest if len(rest) else every, axis=axis).mean(
+    axis, dtype=np.float32, keepdims=True
+  )
+  return np.concatenate([found, mean.astype(array.dtype)], axis=axis)
+
+
 def _spread(groups: np.ndarray, size: int) -> np.ndarray:
   return (groups[:, None] * size + np.arange(size)).reshape(-1)
 
@@ -141,14 +194,21 @@ def _indices(name: str, chosen, size: int) -> np.ndarray:
   return found
 
 
+def _size(name: str, wanted: Choice, size: int) -> int:
+  """Returns how many are kept."""
+  if not isinstance(wanted, int):
+    return len(_indices(name, wanted, size))
+  if not 0 < wanted <= size:
+    raise UserError(
+      f"student.from_teacher.{name} = {wanted}: expected 1 to {size}"
+    )
+  return wanted
+
+
 def _choose(name: str, wanted: Choice, importance: np.ndarray) -> np.ndarray:
   """Returns the indices asked for, or the most important ones in order."""
   if not isinstance(wanted, int):
     return _indices(name, wanted, len(importance))
-  if not 0 < wanted <= len(importance):
-    raise UserError(
-      f"student.from_teacher.{name} = {wanted}: expected 1 to {len(importance)}"
-    )
   order = np.argsort(-importance.astype(np.float32), kind="stable")
   return np.sort(order[:wanted])
 

@@ -16,9 +16,9 @@ import jax
 from kd import files, models
 from kd.config import sections
 from kd.errors import UserError, brief
-from kd.models import checkpoints
+from kd.models import adapters, checkpoints
 from kd.objectives.registry import OBJECTIVES
-from kd.study import replicates, tune
+from kd.study import replicates, students, tune
 from kd.teachers import answers, funnel
 from kd.train import arms
 
@@ -65,6 +65,11 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
     funnel.check(f"filters.{name}", chain, asks)
   models.check("student", settings["student"])
   groups = arms.group(settings["arms"], black_box=asks, writes=writes)
+  every = {
+    f"arms.{k}.student": a["student"] for k, a in settings["arms"].items()
+  }
+  for path, student in {"student": settings["student"], **every}.items():
+    students.check(path, student, settings["teacher"])
   parts = settings["train"]["accumulate"]
   for name, _ in (t for g in groups for p in g.parts for t in p.terms):
     if parts > 1 and OBJECTIVES[name].couples:
@@ -91,6 +96,12 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
 
 def _teacher(section: Mapping[str, Any]) -> None:
   path = section["path"]
+  for key in ("from_teacher", *adapters.OPTIONS):
+    if key in section:
+      raise UserError(
+        f"teacher.{key} = {section[key]!r}: an option of students; expected "
+        "none"
+      )
   if os.path.basename(path) == "teacher.json":
     raise UserError(
       f"teacher.path = {path!r}: expected its folder {os.path.dirname(path)!r}"

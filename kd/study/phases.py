@@ -29,6 +29,7 @@ from kd.study import (
   outcome,
   replicates,
   runs,
+  students,
   transfer_sets,
   tune,
   workdir,
@@ -80,6 +81,7 @@ def run(
         task = tasks[of.settings["task"]["seed"]]
         made.append(Runs(of, task, folder, len(planned)))
         check.with_the_task(of, groups, task)
+    groups = students.bind(groups, made[0].of.settings, made[0].task)
     need = len(made) * _bytes_needed(groups, settings, made[0].task)
     again = PHASES[first] == "evaluate"
     with workdir.claim(folder, settings, need, again):

@@ -12,7 +12,7 @@ from absl import logging
 from kd.data.task import Task
 from kd.errors import out_of_memory
 from kd.evaluate import cost, registry, scores, written
-from kd.study import transfer_sets, tune, workdir
+from kd.study import students, transfer_sets, tune, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
 from kd.teachers import answers, black_box, completions, model, training
@@ -96,6 +96,9 @@ class Runs:
       train=self.of.settings["train"],
       eval_batch=self._batch,
       devices=self.of.settings["mesh"]["seeds"],
+      start=students.Starts(
+        self.workdir, self.of.number, self.task, self.teacher
+      ),
     )
 
   def train(
@@ -265,7 +268,10 @@ class Runs:
     if self.teacher is not None:
       asked["teacher"] = (self.teacher.model, self.teacher.weights)
     names = list(settings["arms"])
-    asked |= cost.distinct(groups, states, settings["student"], names)
+    own, _ = students.resolve(
+      "student", settings["student"], settings, self.task
+    )
+    asked |= cost.distinct(groups, states, own, names)
     sizes = {
       name: {"name": kind["name"], "parameters": cost.parameters(weights)}
       for name, (kind, weights) in asked.items()

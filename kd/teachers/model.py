@@ -216,10 +216,25 @@ def _check_checkpoint(section: Mapping[str, Any], task: Task) -> None:
       f"{task.name!r} has no tokens; expected task.tokens.length >= 2"
     )
   folder = checkpoints.folder(section["path"])
+  check_tokenizer(folder, task)
+  functional.define(_checkpoint(section, folder), task.signature)
+
+
+def check_tokenizer(folder: str, task: Task) -> None:
+  """Raises UserError unless a language model's is the task's tokenizer."""
+  assert task.tokens is not None
   own = tokenizers.load(folder)
   if own.fingerprint != task.tokens.tokenizer.fingerprint:
     vocabulary.refuse_others(own, task.tokens.tokenizer)
-  functional.define(_checkpoint(section, folder), task.signature)
+
+
+def kind(section: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the name and options of the model that a config's section means."""
+  if checkpoints.is_checkpoint(section["path"]):
+    return _checkpoint(section, checkpoints.folder(section["path"]))
+  if section["path"]:
+    return config.tuples(_description(section["path"])["model"])
+  return options(section)
 
 
 def _checkpoint(section: Mapping[str, Any], folder: str) -> dict[str, Any]:
@@ -262,6 +277,13 @@ def checkpoint_weights(kind: Mapping[str, Any], task: Task) -> dict[str, Any]:
     model.kept = nnx.Variable(jax.numpy.asarray(task.tokens.subset.ids))
   _, params, rest = nnx.split(model, nnx.Param, ...)
   return {"params": params, "rest": rest}
+
+
+def obtained(section: Mapping[str, Any], folder: str, task: Task) -> Teacher:
+  """Returns the teacher that a study has, or keeps in `folder`."""
+  if checkpoints.is_checkpoint(section["path"]):
+    return load_checkpoint(section, task)
+  return load(section["path"] or folder, task)
 
 
 def load(folder: str, task: Task) -> Teacher:

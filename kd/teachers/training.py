@@ -16,7 +16,6 @@ import numpy as np
 from kd import signals
 from kd.data.task import Task, joined
 from kd.errors import UserError
-from kd.models import checkpoints
 from kd.teachers import model
 from kd.train import arms, coverage, loop
 from kd.train.batches import Setup, Transfer, transfer_of
@@ -91,10 +90,8 @@ def _together(task: Task, room_mib: float) -> int:
 def _found(wanted: Wanted) -> model.Teacher | None:
   """Returns a teacher that need not be trained, or None."""
   section, task, folder = wanted.section, wanted.task, wanted.folder
-  if checkpoints.is_checkpoint(section["path"]):
-    return model.load_checkpoint(section, task)
   if section["path"] or model.is_there(folder):
-    return model.load(section["path"] or folder, task)
+    return model.obtained(section, folder, task)
   if not section["pretrained"]:
     return None
   options = model.options(section)

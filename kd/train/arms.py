@@ -198,6 +198,8 @@ class Group:
     student: the model's name and options.
     optimizer: "sgd", "adam" or "adamw".
     signal: the section that says what the arms' transfer set is.
+    start: which weights the runs begin with (kd.study.students); None where
+      each seed draws its own.
   """
 
   parts: tuple[Part, ...]
@@ -205,6 +207,7 @@ class Group:
   student: Mapping[str, Any]
   optimizer: str
   signal: Mapping[str, Any]
+  start: Mapping[str, Any] | None = None
 
   @property
   def names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ where it is larger than what `task.resident_mib` allows.
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -74,6 +74,8 @@ class Setup:
 
   Attributes:
     task: gives shapes, the scale of the inputs and the validation split.
+    start: the weights that groups begin with, as `loop.fit` asks for them; None
+      where all are drawn.
     validations: a split for each run instead of the task's, all of one size;
       empty where all runs share that.
     transfers: by the name that `transfer_of` gives a group of arms.
@@ -90,6 +92,7 @@ class Setup:
   eval_batch: int = 1024
   devices: int = 1
   validations: Sequence[Split] = ()
+  start: Callable[[Sequence[Any]], Sequence[Mapping[str, Array]]] | None = None
 
 
 def transfer_of(section: Mapping[str, Any]) -> str:

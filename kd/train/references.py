@@ -59,7 +59,7 @@ def _given(
   )
   found = np.zeros((len(setup.seeds), prompts, count), np.float32)
   for s in range(len(setup.seeds)):
-    weights = jax.tree.map(lambda x, s=s: x[s, 0], state.weights)
+    weights = functional.of_run(state.weights, (s, 0))
     each = forward(weights, inputs, own.ravel())
     each = np.asarray(each).reshape(len(rows), count, -1)
     found[s, rows - transfer.first] = each.sum(-1)

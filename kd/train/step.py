@@ -38,6 +38,8 @@ class TrainState:
     best_score: theirs there, of `Task.score`; -inf where none was looked at.
     best_step: the step after which they were.
     diverged: the step at which the run was stopped, counted from 1; 0 is never.
+    frozen: weights that all runs share, without those axes; in a program and in
+      checkpoints None, where they are no part of the state.
   """
 
   params: Any
@@ -47,11 +49,20 @@ class TrainState:
   best_score: Array
   best_step: Array
   diverged: Array
+  frozen: Any = None
 
   @property
   def weights(self) -> dict[str, Any]:
     """The last ones, as kd.models.functional takes them."""
-    return {"params": self.params, "rest": self.rest}
+    shared = {"frozen": self.frozen} if self.frozen else {}
+    return {"params": self.params, "rest": self.rest} | shared
+
+  def sharing(self, frozen: Any) -> "TrainState":
+    """Returns the state with weights that all runs share, once for them all."""
+    if not frozen:
+      return self
+    best = {**self.best, "frozen": frozen}
+    return dataclasses.replace(self, best=best, frozen=frozen)
 
 
 # Checkpoints hold the arrays in this order.
@@ -135,6 +146,7 @@ def train_step(
   batch: tuple[Array, Signal],
   key: Array,
   step: Array,
+  frozen: Any = None,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Takes one optimiser step of a group's arms.
 
@@ -150,12 +162,13 @@ def train_step(
     batch: inputs and signal.
     key: of dropout, the same for every arm.
     step: counted from 0.
+    frozen: weights that all runs share and none trains.
 
   Returns:
     (state, {"loss" [A], "grad_norm" [A]}).
   """
   loss, grads, rest = gradients(
-    graphdef, group, state, batch, key, setup.train["accumulate"]
+    graphdef, group, state, batch, key, setup.train["accumulate"], frozen
   )
   norm = each_arm(optax.tree.norm, group)(grads)
   alive = state.diverged == 0
@@ -174,12 +187,18 @@ def train_step(
 
 
 def gradients(
-  graphdef, group: Group, state, batch: tuple[Array, Signal], key, parts: int
+  graphdef,
+  group: Group,
+  state,
+  batch: tuple[Array, Signal],
+  key,
+  parts: int,
+  frozen: Any = None,
 ):
   """Returns each arm's loss [A], its gradient, and the model's other variables.
 
   Args:
-    graphdef, group, state, batch, key: of `train_step`.
+    graphdef, group, state, batch, key, frozen: of `train_step`.
     parts: in which the batch is looked at, one after another, so that fewer
       activations are there at once. The loss is that of the whole batch, a
       mean over all the positions in it that count.
@@ -191,7 +210,7 @@ def gradients(
 
     def apply(params, rest):
       # A copy, since training updates the batch statistics.
-      model = nnx.merge(graphdef, params, rest, copy=True)
+      model = nnx.merge(graphdef, params, rest, frozen or {}, copy=True)
       outputs = model(inputs, nnx.Rngs(dropout=key))
       _, _, rest = nnx.split(model, nnx.Param, ...)
       return outputs, rest
@@ -260,6 +279,7 @@ def validate(
   setup: Setup,
   examples: Sequence[Array],
   step: Array,
+  frozen: Any,
   state: TrainState,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Scores one run on the validation split and keeps the best weights.
@@ -272,12 +292,13 @@ def validate(
     setup: what the runs share.
     examples: inputs and labels of the split, and which labels count.
     step: the last that was taken, counted from 1.
+    frozen: of `train_step`.
     state: of one run.
   """
   inputs, labels, counts = examples
   right, nll, finite = over(
     graphdef,
-    state.weights,
+    state.weights | {"frozen": frozen or {}},
     inputs,
     setup.task.signature,
     setup.eval_batch,

@@ -17,17 +17,17 @@ from kd.models.spec import LayerSpec, Numerics, Spec
 from kernels import topologies
 from kernels.report import gpu
 
-ARMS, B, L = 2, 4, 1024
+ARMS, B, L = 2, 2, 512
 ROPE = Rope(1e4)
 SPEC = Spec(
   family="gemma2",
-  vocab_size=1024,
-  width=512,
-  mlp_width=1024,
-  heads=8,
+  vocab_size=896,
+  width=256,
+  mlp_width=640,
+  heads=4,
   kv_heads=2,
   head_dim=64,
-  layers=(LayerSpec(256, ROPE), LayerSpec(None, ROPE)),
+  layers=(LayerSpec(200, ROPE), LayerSpec(None, ROPE)),
   attention_scale=0.125,
   tie=True,
 )

@@ -92,6 +92,25 @@ class SlicingTest(parameterized.TestCase):
     self.assertEqual(json.loads(narrow.spec.kept)["eos_token_id"], None)
     config_json.write(narrow.spec)
 
+  def test_one_more_word_is_the_mean_of_all_others(self):
+    whole = teacher("llama_biases")
+    size = whole.spec.vocab_size
+    ids = np.arange(3, size)
+    student = from_teacher(whole, vocab_ids=ids, other=True)
+    self.assertEqual(student.spec.vocab_size, len(ids) + 1)
+    head = whole.kernel
+    np.testing.assert_allclose(
+      student.kernel,
+      np.concatenate([head[:, 3:], head[:, :3].mean(1, keepdims=True)], 1),
+      rtol=1e-6,
+    )
+    text = np.array([[5, 9, 4]])
+    shell = logits(whole, text)
+    expected = np.concatenate(
+      [shell[..., 3:], shell[..., :3].mean(-1, keepdims=True)], -1
+    )
+    np.testing.assert_allclose(logits(student, text - 3), expected, atol=1e-5)
+
   @parameterized.parameters(
     ({"layers": (0, 4)}, r"layers = \(0, 4\): expected distinct .* 0 to 3"),
     ({"layers": ()}, "layers"),
