@@ -210,7 +210,7 @@ def _arrays(
     ),
   )
   split = token_task.TokenSplit(inputs, flat, form, "the completions")
-  return split, signal, sum(d.counts[length:].any() for d in found)
+  return split, signal, sum(bool(d.counts[length:].any()) for d in found)
 
 
 def _documents(
