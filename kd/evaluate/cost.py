@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from kd.data.task import Task
-from kd.models import functional
+from kd.models import functional, sampler
+from kd.teachers.writing import Writer
 from kd.train.arms import Group
 from kd.train.step import TrainState
 
@@ -66,21 +67,51 @@ def measure(
   weights: Mapping[str, Any],
   task: Task,
   batch: int,
+  new_tokens: int = 0,
 ) -> dict[str, float | int]:
   """Times a model on the task's test examples, compiled, on this host.
+
+  Args:
+    model, weights: the model.
+    task: the examples.
+    batch: examples in a call.
+    new_tokens: that a decoder is to write; 0 is of no writing.
 
   Returns:
     `call`, the median seconds of a call with one example; `example`, those of
     a call with `batch` examples, divided by them; `batch`, no more than the
-    test split has. Whatever else the host does at the time is in them.
+    test split has. Of a decoder that writes, `prefill`, the median seconds to
+    read half a row and choose a token; `token`, those of each further token;
+    and `prompt`, the tokens of half a row. Whatever else the host does at the
+    time is in them.
   """
   forward = functional.forward(model, task.signature, batch)
   batch = min(batch, len(task.test))
   inputs = jax.device_put(task.test.read(np.arange(batch)))
   weights = jax.device_put(weights)
   one = inputs[:1]
-  return {
+  found = {
     "call": median_seconds(lambda: forward(weights, one)),
     "example": median_seconds(lambda: forward(weights, inputs)) / batch,
     "batch": batch,
   }
+  if new_tokens:
+    found |= writing(Writer(model, weights, task), new_tokens)
+  return found
+
+
+def writing(writer: Writer, new_tokens: int) -> dict[str, float | int]:
+  """Times a decoder that writes one text, of no end but `new_tokens`."""
+  length = max(writer.task.positions // 2, 1)
+  prompt, lengths = np.zeros((1, length), np.int32), np.array([length])
+
+  def seconds(count: int) -> float:
+    return median_seconds(
+      lambda: sampler.generate(
+        writer.model, prompt, lengths, max_new_tokens=count, temperature=0.0
+      )
+    )
+
+  prefill, more = seconds(1), max(new_tokens, 2)
+  each = max(seconds(more) - prefill, 0.0) / (more - 1)
+  return {"prefill": prefill, "token": each, "prompt": length}

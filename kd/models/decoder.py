@@ -8,7 +8,9 @@ a head's width, F the MLP's, S slots of a cache.
 """
 
 import dataclasses
-from typing import overload
+import functools
+from collections.abc import Callable
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -251,13 +253,17 @@ class Decoder(nnx.Module):
       rope: rope and rope.angles(positions_BxL, spec.head_dim)
       for rope in dict.fromkeys(layer.rope for layer in spec.layers)
     }
-    x_BxLxD = self.embed(ids_BxL)
+    # Rounded after the look-up, whose gradient so adds up in param_dtype.
+    x_BxLxD = jnp.take(self.embed.embedding[...], ids_BxL, axis=0)
+    x_BxLxD = x_BxLxD.astype(self.numerics.dtype)
     x_BxLxD *= jnp.asarray(spec.embed_scale, x_BxLxD.dtype)
     policy, kept = REMAT[self.numerics.remat], []
     for i, (layer, own) in enumerate(
       zip(self.layers, spec.layers, strict=True)
     ):
-      run = jax.checkpoint(layer, policy=policy) if policy else layer
+      # A new function each time: a trace that is kept has the layer's weights.
+      run = functools.partial(layer)
+      run = jax.checkpoint(run, policy=policy) if policy else run
       kv = cache and (cache.keys[i], cache.values[i])
       x_BxLxD, kv = run(x_BxLxD, angles[own.rope], places, kv)
       kept.append(kv)
@@ -353,3 +359,22 @@ def restarting(segments_BxL: Int[Array, "B L"]) -> Int[Array, "B L"]:
   before = jnp.roll(segments_BxL, 1, axis=1)
   starts = jnp.where((segments_BxL != before) & (index > 0), index, 0)
   return index - jax.lax.cummax(starts, axis=1)
+
+
+def arrays(model: Decoder) -> dict[str, Array]:
+  """Returns the weights by their paths, such as "layers.0.mlp.up.kernel"."""
+  state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  return {".".join(map(str, parts)): x.get_value() for parts, x in state}
+
+
+def build(
+  spec: Spec, numerics: Numerics, read: Callable[[str, tuple[int, ...]], Any]
+) -> Decoder:
+  """Returns a decoder of the weights read(path, shape), one after another."""
+  model = nnx.eval_shape(lambda: Decoder(spec, numerics, rngs=nnx.Rngs(0)))
+  graphdef, state = nnx.split(model)
+  flat = {}
+  for parts, x in nnx.to_flat_state(state):
+    array = read(".".join(map(str, parts)), x.shape)
+    flat[parts] = x.replace(jnp.asarray(array, x.dtype))
+  return nnx.merge(graphdef, nnx.from_flat_state(flat))

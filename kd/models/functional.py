@@ -15,7 +15,7 @@ from kd import config, models
 from kd.models.outputs import Outputs
 from kd.parallel import mesh
 
-UNROLLED = 8  # batches, up to which a program has a copy for each
+UNROLLED = 2  # batches, up to which a program has a copy for each
 
 
 class Signature(NamedTuple):
@@ -88,8 +88,9 @@ def filled(state: nnx.State, arrays: Mapping[str, Array]) -> nnx.State:
   return nnx.from_flat_state(flat)
 
 
-def of_run(weights: Mapping[str, Any], run: int) -> dict[str, Any]:
-  """Returns one run's weights: of arrays [S, ...], but for "frozen"."""
+def of_run(weights: Mapping[str, Any], run: Any) -> dict[str, Any]:
+  """Returns the weights at an index `run` of arrays [S, ...], or [S, A, ...];
+  "frozen" ones have no such axes."""
   return {
     k: v if k == "frozen" else jax.tree.map(lambda x: x[run], v)
     for k, v in weights.items()

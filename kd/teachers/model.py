@@ -141,8 +141,10 @@ def check_jitter(path: str, pixels: int, task: Task) -> None:
 
 def first_unseen(fraction: float, task: Task) -> int:
   """Returns the first row of the train split that a teacher of a fraction of
-  it hasn't seen."""
-  return max(1, round(fraction * len(task.train))) if fraction else 0
+  it hasn't seen; of tasks of tokens filled to one size, as many are left."""
+  size = len(task.train)
+  left = size - round(fraction * size)
+  return max(1, task.train.filled - left) if fraction else 0
 
 
 def describe(

@@ -126,14 +126,18 @@ def _train(
     "train": section["train"],
     "signal": {"labelled": True, "pool": "teacher"},
   }
-  count, size = model.first_unseen(section["fraction"], task), len(task.train)
+  count = min(
+    min(model.first_unseen(section["fraction"], w.task), w.task.train.filled)
+    for w in wave
+  )
   inputs = joined([w.task.train for w in wave])
-  starts = np.arange(len(wave), dtype=np.int32)[:, None] * size
+  starts = np.arange(len(wave), dtype=np.int32)[:, None] * len(task.train)
   transfer = Transfer(
     inputs=inputs,
-    signal=signals.of_labels(inputs.labels()),
+    signal=signals.of_labels(inputs.labels(), inputs.counts()),
     rows=starts + np.arange(count, dtype=np.int32),
     jitter=section["train"]["jitter"],
+    positions=task.positions,
   )
   transfers = {transfer_of(arm["signal"]): transfer}
   groups = arms.group({ARM: arm}, task.num_classes)

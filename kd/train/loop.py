@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from kd.models import functional
 from kd.models.functional import create
 from kd.parallel import mesh
-from kd.train import batches, checkpoint, program
+from kd.train import batches, checkpoint, program, references
 from kd.train.arms import Group, numbers_of
 from kd.train.batches import Setup
 from kd.train.checkpoint import Checkpoints
@@ -149,6 +149,8 @@ def fit(
   given, frozen = _start(groups, setup)
   state = compiled.init(seeds, numbers, given)
   del given  # each run has its own now
+  begun = [x.sharing(own) for x, own in zip(state, frozen, strict=True)]
+  setup = references.with_references(groups, setup, begun)
   done = 0
   if checkpoints is not None:
     done, state = checkpoints.restore(state)

@@ -89,8 +89,8 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
   """Returns the compiled program: (state, seeds, xs, numbers, start, resident)
   -> (state, logs), with `xs` the batches of kd.train.batches, [S, steps, ...],
   `numbers` the arms' and `resident` what lies on the device, with "frozen" the
-  weights of each group that do not train, if any. It serves other numbers, data and
-  seeds as well."""
+  weights of each group that do not train, if any. It serves other numbers, data
+  and seeds as well."""
   every = [list(range(len(groups)))]
   bundles = _bundles(groups, setup) if one_by_one else every
   graphdefs = [define(g.student, setup.task.signature)[0] for g in groups]
@@ -116,10 +116,15 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
       step, x = item
       drop, look = jax.random.split(jax.random.fold_in(stream, step))
       found = {k: batch(k, resident[k], x[k], look) for k in x}
+
+      def own_batch(i):
+        inputs, signal = found[names[i]]
+        return inputs, batches.referred(signal, x[names[i]], own[i])
+
       out = [
         train_step(
           *(graphdefs[i], own[i], setup, st),
-          *(found[names[i]], drop, step, frozen(resident, i)),
+          *(own_batch(i), drop, step, frozen(resident, i)),
         )
         for i, st in zip(bundle, state, strict=True)
       ]

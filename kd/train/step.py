@@ -35,7 +35,7 @@ class TrainState:
     rest: the model's other variables, such as batch statistics.
     opt: the optimiser's state.
     best: the `weights` that were best on the validation split.
-    best_accuracy: theirs there; -1 where none was looked at.
+    best_score: theirs there, of `Task.score`; -inf where none was looked at.
     best_step: the step after which they were.
     diverged: the step at which the run was stopped, counted from 1; 0 is never.
     frozen: weights that all runs share, without those axes; in a program and in
@@ -46,7 +46,7 @@ class TrainState:
   rest: Any
   opt: Any
   best: Mapping[str, Any]
-  best_accuracy: Array
+  best_score: Array
   best_step: Array
   diverged: Array
   frozen: Any = None
@@ -80,7 +80,7 @@ def initial(group: Group, setup: Setup, params, rest, numbers) -> TrainState:
     rest=rest,
     opt=_optimizer(group, setup, numbers).init(params),
     best={"params": params, "rest": rest},
-    best_accuracy=jnp.float32(-1.0),
+    best_score=jnp.float32(-jnp.inf),
     best_step=jnp.int32(0),
     diverged=jnp.int32(0),
   )
@@ -99,7 +99,9 @@ def make_batch(
     x: which rows, and their inputs where those are streamed.
     key: of what is random in it.
   """
-  inputs, signal = batches.gather(placed, x, task.positions)
+  inputs, signal = batches.gather(placed, x, transfer.positions)
+  if transfer.positions > task.positions:  # each prompt has several rows
+    inputs = inputs.reshape(-1, *task.input_shape)
   inputs = scaled(inputs, task.signature)
   if transfer.jitter:
     inputs = jitter(key, inputs, transfer.jitter)
@@ -307,16 +309,17 @@ def validate(
   step = jnp.asarray(step, jnp.int32)
   bad = ~(_all_finite(state.weights) & jnp.all(finite))
   diverged = jnp.where((state.diverged == 0) & bad, step, state.diverged)
-  better = (accuracy > state.best_accuracy) & (diverged == 0)
-  best = state.weights, accuracy, step
-  kept = state.best, state.best_accuracy, state.best_step
-  best, best_accuracy, best_step = jax.tree.map(
+  score = setup.task.score(accuracy, nll)
+  better = (score > state.best_score) & (diverged == 0)
+  best = state.weights, score, step
+  kept = state.best, state.best_score, state.best_step
+  best, best_score, best_step = jax.tree.map(
     lambda a, b: jnp.where(better, a, b), best, kept
   )
   state = dataclasses.replace(
     state,
     best=best,
-    best_accuracy=best_accuracy,
+    best_score=best_score,
     best_step=best_step,
     diverged=diverged,
   )

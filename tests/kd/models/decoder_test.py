@@ -180,6 +180,13 @@ class NumericsTest(parameterized.TestCase):
       logits(half, IDS, SEGMENTS)[SEGMENTS > 0], exact[SEGMENTS > 0], atol=0.2
     )
 
+  def test_many_looks_at_a_word_add_up_in_float32(self):
+    graphdef = nnx.graphdef(make(dtype=jnp.bfloat16))
+    loss = lambda w: jnp.sum(nnx.merge(graphdef, w).hidden(IDS))
+    text = str(jax.make_jaxpr(jax.grad(loss))(weights()))
+    self.assertRegex(text, rf"f32\[{V},8\] = scatter-add")
+    self.assertNotRegex(text, r"bf16\[\S* = scatter-add")
+
   def test_outputs_are_positions_with_their_head(self):
     model = make()
     outputs = model(np.stack([IDS, SEGMENTS], 1).astype(np.float32))

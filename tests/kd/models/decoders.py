@@ -1,32 +1,21 @@
 """Small decoders for tests."""
 
-import jax.numpy as jnp
-from flax import nnx
-
-from kd.models.decoder import Decoder
+from kd.models import decoder
 from kd.models.spec import Numerics, Spec
 from tests.families import record
 
 
-def filled(spec: Spec, **numerics) -> Decoder:
+def filled(spec: Spec, **numerics) -> decoder.Decoder:
   """Returns a decoder whose weights are decided by their names."""
-  model = nnx.eval_shape(
-    lambda: Decoder(spec, Numerics(**numerics), rngs=nnx.Rngs(0))
-  )
 
-  def draw(path, x):
-    return record.weights(path.replace("scale", "weight"), x.shape)
+  def draw(path, shape):
+    return record.weights(path.replace("scale", "weight"), shape)
 
-  return changed(model, draw)
+  return decoder.build(spec, Numerics(**numerics), draw)
 
 
-def changed(model: Decoder, change) -> Decoder:
+def changed(model: decoder.Decoder, change) -> decoder.Decoder:
   """Returns a copy of a model, of the weights change(path, weights)."""
-  graphdef, state = nnx.split(model)
-  flat = {
-    parts: variable.replace(
-      jnp.asarray(change(".".join(map(str, parts)), variable.get_value()))
-    )
-    for parts, variable in nnx.to_flat_state(state)
-  }
-  return nnx.merge(graphdef, nnx.from_flat_state(flat))
+  own = decoder.arrays(model)
+  read = lambda path, shape: change(path, own[path])
+  return decoder.build(model.spec, model.numerics, read)
