@@ -18,7 +18,7 @@ from absl import app, flags
 
 from kd import config, files
 from kd.report import markdown
-from kd.signals import codec, store
+from kd.signals import codec, schema, store
 
 _TOKENS = flags.DEFINE_integer("tokens", 262_144, "Rows of a store.")
 _VOCABULARIES = flags.DEFINE_list(
@@ -48,19 +48,19 @@ def measure(vocabulary: int, tokens: int) -> dict[str, float]:
   """
   section = config.defaults().signal.to_dict()
   section |= {"keep": "top_k", "k": K, "dtype": "int8", "samples": 0}
-  schema = store.fields(section, vocabulary)
-  part = arrays(schema, vocabulary, 64 * store.ROWS)
+  fields = schema.fields(section, vocabulary)
+  part = arrays(fields, vocabulary, 64 * store.ROWS)
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "signal.array_record")
     repeats = [part] * (tokens // len(part["ids"]))
     began = time.perf_counter()
-    about = store.write_shard(path, schema, repeats)
+    about = store.write_shard(path, fields, repeats)
     wrote = time.perf_counter() - began
     files.write_json(
       os.path.join(folder, "metadata.json"),
       {
         "format": store.FORMAT,
-        "schema": codec.describe(schema),
+        "schema": codec.describe(fields),
         "shards": [about],
       },
     )

@@ -71,16 +71,36 @@ TEACHER = {
   "extract": Key("", REGEX),  # its group 1 is the answer
   "max_bad": Key(0.02, number(low=0, high=1)),  # of a black box's lines
   "seed": Key(0, SEED),
+  # How a language model that is a black box writes; its temperature, and how
+  # many completions, are signal's.
+  "generate": {
+    "max_new_tokens": Key(64, integer(1, 2**20)),
+    "top_k": Key(None, optional(integer(1))),
+    "top_p": Key(None, optional(number(above=0, high=1))),
+  },
   # Of the train split, its first rows.
   "fraction": Key(1.0, number(above=0, high=1)),
   "select": Key("last", choice("last", "best")),  # best on validation
   "train": TRAIN | {"jitter": Key(0, integer(0, 64))},  # pixels
+  # Of a language model that classifies texts (kd.teachers.prompted).
+  "prompt": {
+    "shots": Key(0, integer(0, 1000)),  # examples of the train split
+    "seed": Key(0, SEED),  # that draws them
+    # Around a text {text}, with {label} at the end.
+    "template": Key("{text}\n\nLabel: {label}", PROSE),
+    "words": Key((), tuple_of(TEXT)),  # of the classes; () is their names
+  },
 }
 SIGNAL = {
   "filter": Key("", TEXT),  # one of `filters`; "" keeps all
+  # The prior of the teacher's answers (kd.signals.calibrate): its own, or one
+  # under which all classes are equally likely on average.
+  "calibrate": Key("none", choice("none", "uniform")),
   # What a black box's scores are.
   "rank_by": Key("score", choice("score", "logprob", "rubric")),
   "rubric": Key({}, WEIGHTS),  # by criterion, where rank_by is rubric
+  # What comes before a prompt whose rationale is asked for.
+  "rationale": Key("", PROSE),
   # The train split, or the rest: what the teacher didn't see of it.
   "pool": Key("train", choice("train", "rest")),
   "labelled": Key(False, FLAG),  # whether arms may see the true labels
@@ -163,6 +183,17 @@ SECTIONS: dict[str, Any] = {
     "bins": Key(15, integer(2, 10_000)),
     # Biases shifted, chosen on validation.
     "shift_classes": Key((), integers(0)),
+    # What decoders write after the test prompts, greedily.
+    "generate": {
+      "prompts": Key(0, integer(0)),  # at most; 0 asks for nothing
+      "max_new_tokens": Key(64, integer(1, 2**20)),
+      "metrics": Key(
+        ("exact_match", "token_f1", "rouge_l", "text_agreement"),
+        tuple_of(TEXT),
+      ),
+      "schema": Key("", PATH),  # a JSON Schema, for json_valid
+      "shown": Key(4, integer(0, 100)),  # prompts in the report
+    },
   },
   "mesh": {"seeds": Key(1, integer(1))},  # devices that share the seeds
 }

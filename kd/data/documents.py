@@ -187,22 +187,59 @@ def encode_prompts(
     UserError: as `encode`, or a record has no prompt.
   """
   chats = [_messages(record, template) for record in records]
-  texts = []
-  for record, messages in zip(records, chats, strict=True):
-    if messages is not None:
-      if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-      with _named(record):
-        texts.append(_of(template).render(messages, prompt=True))
-    elif record.prompt is not None:
-      texts.append(record.prompt)
-    else:
-      raise UserError(f"{record.where}: a text; expected a prompt or messages")
+  texts = [
+    _rendered(record, messages, template)
+    for record, messages in zip(records, chats, strict=True)
+  ]
   found = tokenizer.encode(texts)
   return [
     tokenizer.document(ids, ended=False) if messages is None else ids
     for ids, messages in zip(found, chats, strict=True)
   ]
+
+
+def _rendered(
+  record: Record,
+  messages: Sequence[dict[str, Any]] | None,
+  template: Template | None,
+) -> str:
+  if messages is not None:
+    if messages[-1]["role"] == "assistant":
+      messages = messages[:-1]
+    with _named(record):
+      return _of(template).render(messages, prompt=True)
+  if record.prompt is None:
+    raise UserError(f"{record.where}: a text; expected a prompt or messages")
+  return record.prompt
+
+
+def prompt_of(record: Record, template: Template | None = None) -> str:
+  """Returns the text that a teacher is asked: the prompt as it was written, or
+  a chat up to the assistant's last words."""
+  return _rendered(record, record.messages, template)
+
+
+def completion_of(record: Record) -> str | None:
+  """Returns the text that follows `prompt_of`; None where there is none."""
+  if record.messages is None:
+    return record.completion
+  last = record.messages[-1]
+  return last.get("content") if last["role"] == "assistant" else None
+
+
+def completed(record: Record, completion: str, prefix: str = "") -> Record:
+  """Returns a record with another completion, `prefix` before its prompt or the
+  last words of the user."""
+  if record.messages is None:
+    prompt = prefix + (record.prompt or "")
+    return msgspec.structs.replace(record, prompt=prompt, completion=completion)
+  before = [*record.messages]
+  if before[-1]["role"] == "assistant":
+    before.pop()
+  if prefix:
+    before[-1] = before[-1] | {"content": prefix + before[-1]["content"]}
+  messages = [*before, {"role": "assistant", "content": completion}]
+  return msgspec.structs.replace(record, messages=messages)
 
 
 def _messages(

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from kd.models.functional import Signature
 
 if TYPE_CHECKING:  # which is made of tasks
   from kd.data.documents import Record
+  from kd.data.templates import Template
 
 PARTS = ("train", "validation", "test")
 CHUNK = 256  # records decoded at once
@@ -60,14 +61,20 @@ class Split:
     return self._size
 
   @property
+  def filled(self) -> int:
+    """How many examples there are, before empty ones that fill a size."""
+    return self._size
+
+  @property
   def form(self) -> Form:
     """What a record becomes."""
     return self._form
 
-  def texts(self) -> list[str]:
-    """Returns the inputs of a task of texts, as they were written."""
+  def texts(self, rows: Iterable[int] | None = None) -> list[str]:
+    """Returns inputs of a task of texts, as they were written; None is all."""
     key = self._form.input_key
-    raw = (self._example(i, True)[key] for i in range(len(self)))
+    rows = range(len(self)) if rows is None else rows
+    raw = (self._example(int(i), True)[key] for i in rows)
     return [x.decode() if isinstance(x, bytes) else str(x) for x in raw]
 
   def _load(self, chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,14 +188,18 @@ class Tokens:
     subset: the ids that students know; None is all. See kd.data.token_task.
     positions: by part, the positions that count.
     fill: by part, the share of its rows that is no padding.
-    test: the records of the test split.
+    records: by part, the records, if they have prompts; else none.
+    template: of chats; None where prompts are read as they are.
+    coverage: by which the subset was chosen.
   """
 
   tokenizer: Tokenizer
   subset: Subset | None
   positions: Mapping[str, int]
   fill: Mapping[str, float]
-  test: "Sequence[Record]"
+  records: "Mapping[str, Sequence[Record]]"
+  template: "Template | None" = None
+  coverage: float | None = None
 
   @property
   def num_classes(self) -> int:
@@ -241,6 +252,34 @@ class Task:
     """What a model is asked."""
     return Signature(self.input_shape, self.num_classes, self.scale)
 
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What results.json says of a task of tokens."""
+    if self.tokens is None:
+      return {}
+    labels = self.test.labels()
+    other = labels == self.num_classes - 1
+    subset = self.tokens.subset is not None
+    return {
+      "row_tokens": self.positions,
+      "train_tokens": self.tokens.positions["train"],
+      "test_tokens": self.tokens.positions["test"],
+      "vocabulary": self.tokens.tokenizer.vocab_size,
+      "student_vocabulary": self.num_classes,
+      **(
+        {"unknown_share": float(np.mean(other[labels >= 0]))} if subset else {}
+      ),
+    }
+
+  @property
+  def criterion(self) -> str:
+    """The metric by which weights are chosen on validation."""
+    return "accuracy" if self.tokens is None else "nll"
+
+  def score(self, accuracy, nll):
+    """Returns the criterion's value, the higher the better."""
+    return accuracy if self.criterion == "accuracy" else -nll
+
   @functools.cached_property
   def fingerprint(self) -> str:
     """A hash of what was read, 16 hexadecimal digits.
@@ -253,8 +292,10 @@ class Task:
     facts = [getattr(self, fact) for fact in facts]
     digest = hashlib.sha256(repr(facts).encode())
     for split in (self.train, self.validation, self.test):
-      rows = np.linspace(0, len(split) - 1, min(len(split), SAMPLE), dtype=int)
-      digest.update(np.ascontiguousarray(split.labels()).tobytes())
+      n = split.filled
+      rows = np.linspace(0, n - 1, min(n, SAMPLE), dtype=int)
+      labels = split.labels()[: n * self.positions]
+      digest.update(np.ascontiguousarray(labels).tobytes())
       for inputs in split.read_in_chunks(rows):
         digest.update(np.ascontiguousarray(inputs))
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ teacher's probability of it is the sum of theirs. So every metric is of proper
 distributions over the same events.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,13 +40,70 @@ LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 class TokenSplit(Split):
   """Rows of tokens, in memory."""
 
-  def __init__(self, rows: tokens.Rows, inputs, labels, form: Form, label: str):
+  def __init__(self, inputs, labels, form: Form, label: str, size: int = 0):
+    """Makes a split of inputs [N, ...] and labels [N L], -1 where none counts.
+
+    Args:
+      inputs, labels: of the rows.
+      form: of a row.
+      label: what to call the split in errors.
+      size: up to which empty rows are added.
+    """
+    more = max(size - len(inputs), 0)
+    self._filled = len(inputs)
+    empty = np.zeros((more, *inputs.shape[1:]), inputs.dtype)
+    each = len(labels) // len(inputs)
+    inputs = np.concatenate([inputs, empty])
+    labels = np.concatenate([labels, np.full(more * each, -1, labels.dtype)])
     super().__init__(len(inputs), form, label)
     for x in (inputs, labels):
       x.flags.writeable = False
     self._arrays = inputs, labels
     self._labels = labels
-    self._counts = rows.weights.ravel().astype(bool)
+    self._counts = labels >= 0
+
+  @property
+  def filled(self) -> int:
+    return self._filled
+
+  def of_size(self, size: int) -> "TokenSplit":
+    """Returns the same rows, and empty ones up to `size`."""
+    assert self._arrays is not None
+    n, each = self._filled, len(self.labels()) // len(self)
+    inputs, labels = self._arrays[0][:n], self._arrays[1][: n * each]
+    return TokenSplit(inputs, labels, self._form, self._label, size)
+
+
+def of_one_size(tasks: Mapping[Any, Task]) -> dict[Any, Task]:
+  """Fills the splits of tasks of tokens to the size of the largest.
+
+  Documents differ in length, so that splits of as many have other numbers of
+  rows; with equal ones one compiled program serves all replicates.
+
+  Raises:
+    UserError: their vocabularies differ in size.
+  """
+  sizes = {task.num_classes for task in tasks.values()}
+  first = next(iter(tasks.values()))
+  if first.tokens is None or len(tasks) == 1:
+    return dict(tasks)
+  if len(sizes) > 1:
+    raise UserError(
+      f"task.tokens.coverage = {first.tokens.coverage}: the replicates' splits "
+      f"have from {min(sizes)} to {max(sizes)} ids; expected None, or "
+      "replicates.vary without 'split'"
+    )
+  most = {
+    part: max(len(getattr(task, part)) for task in tasks.values())
+    for part in PARTS
+  }
+  return {
+    key: dataclasses.replace(
+      task,
+      **{part: getattr(task, part).of_size(n) for part, n in most.items()},
+    )
+    for key, task in tasks.items()
+  }
 
 
 def load(task: Mapping[str, Any]) -> Task:
@@ -83,21 +141,26 @@ def load(task: Mapping[str, Any]) -> Task:
       coverage=options["coverage"],
       keep=(tokenizer.pad, *tokenizer.stops),
     )
+  if subset and len(subset) == tokenizer.vocab_size:
+    subset = None  # there are no others
   view = Tokens(
     tokenizer,
     subset,
     {part: own.positions for part, own in rows.items()},
     {part: own.fill for part, own in rows.items()},
-    parts["test"],
+    {
+      part: [] if any(r.text is not None for r in records) else records
+      for part, records in parts.items()
+    },
+    template,
+    options["coverage"],
   )
-  arrays = {part: _arrays(own, view) for part, own in rows.items()}
+  arrays = {part: arrays_of(own, view) for part, own in rows.items()}
   shape = arrays["train"][0].shape[1:]
   stack = functools.partial(np.asarray, dtype=np.int32)
   form = Form("tokens", "next", shape, np.int32, None, stack)
   splits = {
-    part: TokenSplit(
-      rows[part], *arrays[part], form, f"task.{part} = {task[part]!r}"
-    )
+    part: TokenSplit(*arrays[part], form, f"task.{part} = {task[part]!r}")
     for part in PARTS
   }
   test = rows["test"]
@@ -156,7 +219,7 @@ def _tokenizer(
   return tokenizers.train_bpe(texts, options["vocab_size"])
 
 
-def _arrays(rows: tokens.Rows, view: Tokens) -> tuple[np.ndarray, np.ndarray]:
+def arrays_of(rows: tokens.Rows, view: Tokens) -> tuple[np.ndarray, np.ndarray]:
   """Returns inputs [N, 2, L] and labels [N L]; with a subset the inputs are
   [N, 3, L], of which the third are the ids as a teacher numbers them."""
   labels = np.where(rows.weights > 0, rows.labels, -1).ravel()

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from kd.data.task import Task
-from kd.models import functional
+from kd.models import functional, sampler
+from kd.teachers.writing import Writer
 from kd.train.arms import Group
 from kd.train.step import TrainState
 
@@ -50,14 +51,15 @@ def distinct(
     own = options[arm]
     if any(own == other for other, _ in found.values()):
       continue
-    weights = jax.tree.map(lambda x: x[0], states[arm].weights)
+    weights = functional.of_run(states[arm].weights, 0)
     found["student" if own == student else f"student of {arm}"] = own, weights
   return found
 
 
 def parameters(weights: Mapping[str, Any]) -> int:
-  """Counts a model's trained numbers."""
-  return sum(x.size for x in jax.tree.leaves(weights["params"]))
+  """Counts a model's numbers, but for such as batch statistics."""
+  own = weights["params"], weights.get("frozen")
+  return sum(x.size for x in jax.tree.leaves(own))
 
 
 def measure(
@@ -65,21 +67,59 @@ def measure(
   weights: Mapping[str, Any],
   task: Task,
   batch: int,
+  new_tokens: int = 0,
 ) -> dict[str, float | int]:
   """Times a model on the task's test examples, compiled, on this host.
 
+  Args:
+    model, weights: the model.
+    task: the examples.
+    batch: examples in a call.
+    new_tokens: that a decoder is to write; 0 is of no writing.
+
   Returns:
-    `call`, the median seconds of a call with one example; `example`, those of
-    a call with `batch` examples, divided by them; `batch`, no more than the
-    test split has. Whatever else the host does at the time is in them.
+    of `timed`, for up to `batch` examples. Of a decoder that writes, `prefill`,
+    the median seconds to read half a row and choose a token; `token`, those of
+    each further token; and `prompt`, the tokens of half a row.
   """
   forward = functional.forward(model, task.signature, batch)
-  batch = min(batch, len(task.test))
-  inputs = jax.device_put(task.test.read(np.arange(batch)))
+  rows = np.arange(min(batch, len(task.test)))
+  inputs = jax.device_put(task.test.read(rows))
   weights = jax.device_put(weights)
-  one = inputs[:1]
+  found = timed(lambda x: forward(weights, x), inputs)
+  if new_tokens:
+    found |= writing(Writer(model, weights, task), new_tokens)
+  return found
+
+
+def timed(forward: Callable[[Any], Any], inputs: Any) -> dict[str, float | int]:
+  """Times a function of a batch.
+
+  Returns:
+    `call`, the median seconds of a call with one example; `example`, those of
+    a call with all, divided by them; `batch`, how many there are. Whatever else
+    the host does at the time is in them.
+  """
+  one, batch = inputs[:1], len(inputs)
   return {
-    "call": median_seconds(lambda: forward(weights, one)),
-    "example": median_seconds(lambda: forward(weights, inputs)) / batch,
+    "call": median_seconds(lambda: forward(one)),
+    "example": median_seconds(lambda: forward(inputs)) / batch,
     "batch": batch,
   }
+
+
+def writing(writer: Writer, new_tokens: int) -> dict[str, float | int]:
+  """Times a decoder that writes one text, of no end but `new_tokens`."""
+  length = max(writer.task.positions // 2, 1)
+  prompt, lengths = np.zeros((1, length), np.int32), np.array([length])
+
+  def seconds(count: int) -> float:
+    return median_seconds(
+      lambda: sampler.generate(
+        writer.model, prompt, lengths, max_new_tokens=count, temperature=0.0
+      )
+    )
+
+  prefill, more = seconds(1), max(new_tokens, 2)
+  each = max(seconds(more) - prefill, 0.0) / (more - 1)
+  return {"prefill": prefill, "token": each, "prompt": length}

@@ -41,6 +41,15 @@ class Run(NamedTuple):
   num_classes: int
 
 
+class Words(NamedTuple):
+  """What is known of N prompts and of what a run wrote after them."""
+
+  written: Sequence[str]
+  truth: Sequence[str]
+  teacher: Sequence[str | None]  # None where it wrote nothing
+  schema: Mapping[str, Any] | None  # of JSON
+
+
 class Unit(NamedTuple):
   """How a number is written: times `scale`, with `name` behind it."""
 
@@ -72,6 +81,8 @@ class Metric:
     shown: "first" in the figure of differences and the results' table, "table"
       in the latter alone, "rest" among the other metrics.
     per_class: whether there is a value for each class.
+    text: (kd.evaluate.text, Words) -> the values of N test prompts, of what was
+      written after them.
     over_examples: "counts" for a share of the examples (of its class, or of
       those that the teacher answered), of which one is worth 1 / their number;
       "mean" for another mean over them; "" for what is none.
@@ -85,6 +96,7 @@ class Metric:
   reads: str = ""
   shown: str = "rest"
   per_class: bool = False
+  text: Callable[[Any, Words], np.ndarray] | None = None
   over_examples: str = ""
 
 
@@ -152,6 +164,54 @@ METRICS: dict[str, Metric] = {
     PLAIN,
     -1,
     lambda metrics, at: metrics.brier(at.probs, at.label),
+    over_examples="mean",
+  ),
+  "exact_match": Metric(
+    "exact match",
+    PERCENT,
+    +1,
+    text=lambda text, of: text.exact_match(of.written, of.truth),
+    shown="table",
+    over_examples="mean",
+  ),
+  "token_f1": Metric(
+    "token F1",
+    PERCENT,
+    +1,
+    text=lambda text, of: text.token_f1(of.written, of.truth),
+    shown="table",
+    over_examples="mean",
+  ),
+  "rouge_l": Metric(
+    "ROUGE-L",
+    PERCENT,
+    +1,
+    text=lambda text, of: text.rouge_l(of.written, of.truth),
+    shown="table",
+    over_examples="mean",
+  ),
+  "json_valid": Metric(
+    "valid JSON",
+    PERCENT,
+    +1,
+    text=lambda text, of: text.json_valid(of.written, of.schema),
+    shown="table",
+    over_examples="mean",
+  ),
+  "field_accuracy": Metric(
+    "field accuracy",
+    PERCENT,
+    +1,
+    text=lambda text, of: text.field_accuracy(of.written, of.truth),
+    shown="table",
+    over_examples="mean",
+  ),
+  "text_agreement": Metric(
+    "agreement of words",
+    PERCENT,
+    +1,
+    text=lambda text, of: text.agreement(of.written, of.teacher),
+    shown="table",
     over_examples="mean",
   ),
   # Not of a run's logits: a choice made on validation, and what a black box
@@ -255,13 +315,19 @@ def selection(metric: str) -> str:
   return "best" if metric.endswith("_best") else "last"
 
 
-def names(num_classes: int, shift: bool, black_box: bool = False) -> list[str]:
+def names(
+  num_classes: int,
+  shift: bool,
+  black_box: bool = False,
+  written: Sequence[str] = (),
+) -> list[str]:
   """Returns the metrics that a study has, of which one is primary.
 
   Args:
     num_classes: of the task.
     shift: whether biases of some classes are shifted.
     black_box: whether the teacher gives answers alone.
+    written: metrics of what is written after the test prompts.
   """
   computed = {
     k: m
@@ -274,4 +340,5 @@ def names(num_classes: int, shift: bool, black_box: bool = False) -> list[str]:
     f"{k}_{c}" for k, m in computed.items() if m.per_class for c in classes
   ]
   shifted = [f"{k}_shifted" for k in whole + each if shift]
-  return whole + each + [f"{k}_best" for k in whole] + shifted
+  best = [f"{k}_best" for k in whole]
+  return whole + each + best + shifted + [*written]

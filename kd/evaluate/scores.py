@@ -318,8 +318,8 @@ def arm(
 
 def _by_seed(weights):
   """Returns each run's weights."""
-  count = len(jax.tree.leaves(weights)[0])
-  return [jax.tree.map(lambda x, s=s: x[s], weights) for s in range(count)]
+  count = len(jax.tree.leaves(weights["params"])[0])
+  return [functional.of_run(weights, s) for s in range(count)]
 
 
 def _pooled(runs: Sequence[Each]) -> Each:

@@ -91,24 +91,25 @@ def attend(
   Raises:
     UserError: cuDNN is asked for what it cannot do, or is not installed.
   """
-  mask_BxLxS = visible(queries, keys or queries, window)
-  arrays = q_BxLxHxd, k_BxSxKxd, v_BxSxKxd, mask_BxLxS, queries.segments
 
-  def plain(q, k, v, mask, segments):
-    del segments
+  def plain(q, k, v, queries, keys):
+    mask = visible(queries, keys, window)
     if cap is not None:
       return _capped(q, k, v, mask, scale, cap)
     return jax.nn.dot_product_attention(
       q, k, v, mask=mask[:, None], scale=scale, implementation="xla"
     )
 
-  def tpu(q, k, v, mask, segments):
-    del mask
-    return splash(q, k, v, segments, scale=scale, window=window, cap=cap)
+  def tpu(q, k, v, queries, keys):
+    del keys  # the same
+    return splash(
+      q, k, v, queries.segments, scale=scale, window=window, cap=cap
+    )
 
-  if implementation == "cudnn":
-    return _cudnn(*arrays[:4], scale, cap)
   own = keys is None and q_BxLxHxd.shape[1] % LANES == 0
+  arrays = q_BxLxHxd, k_BxSxKxd, v_BxSxKxd, queries, keys or queries
+  if implementation == "cudnn":
+    return _cudnn(*arrays[:3], visible(*arrays[3:], window), scale, cap)
   if implementation == "xla" or not own:
     return plain(*arrays)
   return jax.lax.platform_dependent(*arrays, tpu=tpu, default=plain)

@@ -9,9 +9,9 @@ from jaxtyping import Array, Int
 
 from kd.config import rules
 from kd.errors import UserError
-from kd.models import pretrained
+from kd.models import adapters, pretrained
 from kd.models.attention import IMPLEMENTATIONS, Implementation
-from kd.models.decoder import Decoder
+from kd.models.decoder import Decoder, padded_from
 from kd.models.decoder_student import DTYPES
 from kd.models.outputs import Outputs
 from kd.models.spec import REMAT, Numerics
@@ -19,6 +19,8 @@ from kd.models.spec import REMAT, Numerics
 
 class Checkpoint(Decoder):
   """A decoder whose weights are published (kd.models.checkpoints).
+
+  As a student it is a starting point: kd.study.students makes a decoder of it.
 
   Where students know a part of the vocabulary, the rows that it is given hold a
   third line, the ids as it numbers them, and its outputs are of the students'
@@ -39,6 +41,7 @@ class Checkpoint(Decoder):
     "param_dtype": rules.choice(*DTYPES),
     "remat": rules.choice(*REMAT),
     "attention": rules.choice(*IMPLEMENTATIONS),
+    **adapters.OPTIONS,  # of a student
   }
 
   def __init__(
@@ -62,20 +65,13 @@ class Checkpoint(Decoder):
       jnp.dtype(dtype), jnp.dtype(param_dtype), remat, attention
     )
     super().__init__(pretrained.spec_of(folder), numerics, rngs=rngs)
-    columns, self.vocab_size = self.spec.vocab_size, None
     part = input_shape[0] == 3
     self.kept = nnx.data(
       nnx.Variable(jnp.zeros(num_classes - 1, jnp.int32)) if part else None
     )
-    if part:
-      return
-    if num_classes > columns:
-      raise UserError(
-        f"{folder}: {columns} columns for a vocabulary of {num_classes}: ids "
-        f"{columns} to {num_classes - 1} of the tokenizer have none"
-      )
-    if num_classes < columns:
-      self.vocab_size = num_classes
+    if not part:
+      columns = self.spec.vocab_size
+      self.vocab_size = padded_from(columns, num_classes, folder)
 
   def __call__(
     self, x_BxCxL: Int[Array, "B C L"], rngs: nnx.Rngs | None = None

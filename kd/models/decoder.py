@@ -8,13 +8,15 @@ a head's width, F the MLP's, S slots of a cache.
 """
 
 import dataclasses
-from typing import overload
+from collections.abc import Callable
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from kd.errors import UserError
 from kd.models.attention import Places, attend
 from kd.models.outputs import Outputs
 from kd.models.rope import rotate
@@ -188,7 +190,11 @@ class Decoder(nnx.Module):
 
   Attributes:
     spec, numerics: what it is, and how it computes.
+    vocab_size: V of its outputs, where columns beyond it pad the vocabulary;
+      None: all are.
   """
+
+  vocab_size: int | None = None
 
   def __init__(self, spec: Spec, numerics: Numerics, *, rngs: nnx.Rngs):
     self.spec, self.numerics = spec, numerics
@@ -246,7 +252,9 @@ class Decoder(nnx.Module):
       rope: rope and rope.angles(positions_BxL, spec.head_dim)
       for rope in dict.fromkeys(layer.rope for layer in spec.layers)
     }
-    x_BxLxD = self.embed(ids_BxL)
+    # Rounded after the look-up, whose gradient so adds up in param_dtype.
+    x_BxLxD = jnp.take(self.embed.embedding[...], ids_BxL, axis=0)
+    x_BxLxD = x_BxLxD.astype(self.numerics.dtype)
     x_BxLxD *= jnp.asarray(spec.embed_scale, x_BxLxD.dtype)
     policy, kept = REMAT[self.numerics.remat], []
     for i, (layer, own) in enumerate(
@@ -318,9 +326,24 @@ class Decoder(nnx.Module):
     return Outputs(
       hidden_BxLxD.reshape(-1, self.spec.width),
       self.kernel,
+      vocab_size=self.vocab_size,
       soft_cap=self.spec.logits_cap,
       scale=self.spec.logits_scale,
     )
+
+
+def padded_from(columns: int, num_classes: int, where: str) -> int | None:
+  """Returns `Decoder.vocab_size` of a task's vocabulary.
+
+  Raises:
+    UserError: it has ids without a column.
+  """
+  if num_classes > columns:
+    raise UserError(
+      f"{where}: {columns} columns for a vocabulary of {num_classes}: ids "
+      f"{columns} to {num_classes - 1} of the tokenizer have none"
+    )
+  return num_classes if num_classes < columns else None
 
 
 def restarting(segments_BxL: Int[Array, "B L"]) -> Int[Array, "B L"]:
@@ -333,3 +356,22 @@ def restarting(segments_BxL: Int[Array, "B L"]) -> Int[Array, "B L"]:
   before = jnp.roll(segments_BxL, 1, axis=1)
   starts = jnp.where((segments_BxL != before) & (index > 0), index, 0)
   return index - jax.lax.cummax(starts, axis=1)
+
+
+def arrays(model: Decoder) -> dict[str, Array]:
+  """Returns the weights by their paths, such as "layers.0.mlp.up.kernel"."""
+  state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  return {".".join(map(str, parts)): x.get_value() for parts, x in state}
+
+
+def build(
+  spec: Spec, numerics: Numerics, read: Callable[[str, tuple[int, ...]], Any]
+) -> Decoder:
+  """Returns a decoder of the weights read(path, shape), one after another."""
+  model = nnx.eval_shape(lambda: Decoder(spec, numerics, rngs=nnx.Rngs(0)))
+  graphdef, state = nnx.split(model)
+  flat = {}
+  for parts, x in nnx.to_flat_state(state):
+    array = read(".".join(map(str, parts)), x.shape)
+    flat[parts] = x.replace(jnp.asarray(array, x.dtype))
+  return nnx.merge(graphdef, nnx.from_flat_state(flat))

@@ -1,16 +1,18 @@
 """A decoder from scratch, for a student."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 
 from kd.config import rules
 from kd.errors import UserError
+from kd.models import adapters, config_json
 from kd.models.attention import IMPLEMENTATIONS, Implementation
-from kd.models.decoder import Decoder
+from kd.models.decoder import Decoder, padded_from
 from kd.models.rope import Rope
 from kd.models.spec import REMAT, LayerSpec, Numerics, Spec
 
@@ -22,6 +24,9 @@ class DecoderStudent(Decoder):
 
   Weights begin as GPT-2's: normal, of standard deviation 0.02, and less by
   sqrt(2 layers) where they add to the stream of a layer.
+
+  Instead of its widths it may be said what it begins with, `from_teacher`; then
+  kd.study.students makes `config` of that.
 
   Args:
     input_shape: (2, L) or (3, L), see `Decoder.__call__`.
@@ -35,7 +40,9 @@ class DecoderStudent(Decoder):
     window: the tokens that attention goes back, its own included; None is all.
     qk_norm: normalise each head's queries and keys.
     rope_theta, norm_eps: see `Rope` and `Spec`.
-    dtype, remat, attention: see `Numerics`; weights are float32.
+    dtype, param_dtype, remat, attention: see `Numerics`.
+    config: what a config.json would say, instead of all of the widths.
+    freeze, lora: which weights train, see kd.models.adapters.
     rngs: of the initialisation.
   """
 
@@ -54,8 +61,12 @@ class DecoderStudent(Decoder):
       rules.number(above=0, below=1), traced=False
     ),
     "dtype": rules.choice(*DTYPES),
+    "param_dtype": rules.choice(*DTYPES),
     "remat": rules.choice(*REMAT),
     "attention": rules.choice(*IMPLEMENTATIONS),
+    "config": rules.TEXT,
+    "from_teacher": adapters.SECTION,
+    **adapters.OPTIONS,
   }
 
   def __init__(
@@ -75,8 +86,12 @@ class DecoderStudent(Decoder):
     rope_theta: float = 10_000.0,
     norm_eps: float = 1e-5,
     dtype: str = "float32",
+    param_dtype: str = "float32",
     remat: str = "none",
     attention: Implementation = "auto",
+    config: str = "",
+    freeze: Sequence[str] = (),
+    lora: Mapping[str, Any] | None = None,
     rngs: nnx.Rngs,
   ):
     if len(input_shape) != 2 or input_shape[0] not in (2, 3):
@@ -84,6 +99,17 @@ class DecoderStudent(Decoder):
         "name = 'decoder': reads tokens, and the task's inputs have shape "
         f"{tuple(input_shape)}; expected task.tokens.length >= 2"
       )
+    numerics = Numerics(
+      jnp.dtype(dtype), jnp.dtype(param_dtype), remat, attention
+    )
+    self.freeze, self.adapted = tuple(freeze), lora is not None
+    if config:
+      spec = config_json.read(json.loads(config), "student.config")
+      super().__init__(spec, numerics, rngs=rngs)
+      self.vocab_size = padded_from(spec.vocab_size, num_classes, "student")
+      if lora is not None:
+        adapters.adapt(self, lora, rngs)
+      return
     kv_heads = kv_heads or heads
     if heads % kv_heads or (head_dim is None and width % heads):
       raise UserError(
@@ -112,7 +138,8 @@ class DecoderStudent(Decoder):
       attention_scale=head_dim**-0.5,
       tie=tie,
     )
-    numerics = Numerics(
-      dtype=jnp.dtype(dtype), remat=remat, attention=attention
-    )
     super().__init__(spec, numerics, rngs=rngs)
+
+  def is_frozen(self, path: str) -> bool:
+    """Whether a weight is shared by all runs, and stays as it was."""
+    return adapters.is_frozen(path, self.freeze, self.adapted)

@@ -15,7 +15,7 @@ from kd import config, models
 from kd.models.outputs import Outputs
 from kd.parallel import mesh
 
-UNROLLED = 8  # batches, up to which a program has a copy for each
+UNROLLED = 2  # batches, up to which a program has a copy for each
 
 
 class Signature(NamedTuple):
@@ -32,27 +32,69 @@ class Signature(NamedTuple):
   scale: float | None
 
 
+def create(student: Mapping, signature: Signature, key: Array) -> nnx.Module:
+  """Makes a model of its name and options."""
+  return models.create(
+    input_shape=signature.input_shape,
+    num_classes=signature.num_classes,
+    rngs=nnx.Rngs(params=key),
+    **student,
+  )
+
+
 def define(
   student: Mapping, signature: Signature
 ) -> tuple[nnx.GraphDef, Callable]:
   """Returns (graphdef, init): the model's structure, and weights by key."""
 
   def make(key):
-    model = models.create(
-      input_shape=signature.input_shape,
-      num_classes=signature.num_classes,
-      rngs=nnx.Rngs(params=key),
-      **student,
-    )
-    return nnx.split(model, nnx.Param, ...)
+    return split(create(student, signature, key))
 
-  graphdef, _, _ = nnx.eval_shape(make, jax.random.key(0))
+  graphdef, *_ = nnx.eval_shape(make, jax.random.key(0))
 
   def init(key):
-    _, params, rest = make(key)
-    return params, rest
+    _, weights = make(key)
+    return weights["params"], weights["rest"]
 
   return graphdef, init
+
+
+def frozen(student: Mapping, signature: Signature) -> nnx.State:
+  """Returns the shapes of the weights that a student does not train."""
+  shell = nnx.eval_shape(lambda: create(student, signature, jax.random.key(0)))
+  return split(shell)[1].get("frozen", nnx.State({}))
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
+  """Returns (graphdef, weights): "params" are trained, "rest" are variables of
+  other kinds; "frozen", if there are any, stay as they are in all runs."""
+  of = getattr(model, "is_frozen", lambda path: False)
+  held = nnx.All(nnx.Param, lambda path, _: of(dotted(path)))
+  graphdef, frozen, params, rest = nnx.split(model, held, nnx.Param, ...)
+  weights = {"params": params, "rest": rest}
+  return graphdef, weights | ({"frozen": frozen} if frozen else {})
+
+
+def dotted(path: Sequence[Any]) -> str:
+  return ".".join(map(str, path))
+
+
+def filled(state: nnx.State, arrays: Mapping[str, Array]) -> nnx.State:
+  """Returns a state with the arrays in place of its own, by dotted path."""
+  flat = {
+    path: x.replace(arrays[dotted(path)]) if dotted(path) in arrays else x
+    for path, x in nnx.to_flat_state(state)
+  }
+  return nnx.from_flat_state(flat)
+
+
+def of_run(weights: Mapping[str, Any], run: Any) -> dict[str, Any]:
+  """Returns the weights at an index `run` of arrays [S, ...], or [S, A, ...];
+  "frozen" ones have no such axes."""
+  return {
+    k: v if k == "frozen" else jax.tree.map(lambda x: x[run], v)
+    for k, v in weights.items()
+  }
 
 
 def scaled(inputs: Array, signature: Signature) -> Array:
@@ -90,7 +132,7 @@ def over(
   Returns:
     What fn returns, of all examples.
   """
-  model = nnx.merge(graphdef, weights["params"], weights["rest"])
+  model = nnx.merge(graphdef, *weights.values())
   count = len(inputs)
 
   def part(start, size):

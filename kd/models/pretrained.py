@@ -11,16 +11,14 @@ import pathlib
 import re
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from flax import nnx
 
 from kd import files
 from kd.errors import UserError, brief, why
 from kd.models import config_json
 from kd.models.attention import Implementation
-from kd.models.decoder import Decoder
+from kd.models.decoder import Decoder, arrays, build
 from kd.models.spec import Numerics, Spec
 
 WEIGHTS = "model.safetensors"
@@ -57,28 +55,20 @@ def load_pretrained(
   with contextlib.ExitStack() as stack:
     tensors = _open(folder, stack)
     found = _matched(folder, tensors, spec)
-    dtype = jnp.dtype(dtype or tensors[found["embed.embedding"]].dtype)
-    numerics = Numerics(
-      dtype, jnp.dtype(param_dtype or dtype), remat, attention
-    )
-    model = nnx.eval_shape(lambda: Decoder(spec, numerics, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
-    flat = dict(nnx.to_flat_state(state))
-    for parts, variable in flat.items():
-      ours = ".".join(map(str, parts))
-      tensor, turned = tensors[found[ours]], ours.endswith("kernel")
-      shape = variable.shape[::-1] if turned else variable.shape
+    dtype = dtype or tensors[found["embed.embedding"]].dtype
+    numerics = Numerics(dtype, param_dtype or dtype, remat, attention)
+
+    def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
+      tensor, turned = tensors[found[path]], path.endswith("kernel")
+      shape = shape[::-1] if turned else shape
       if tensor.shape != shape:
         raise UserError(
           f"{tensor.path}: {tensor.name} has shape {list(tensor.shape)}, "
           f"config.json says {list(shape)}"
         )
-    for parts, variable in flat.items():
-      ours = ".".join(map(str, parts))
-      array = tensors[found[ours]].read()
-      array = array.T if ours.endswith("kernel") else array
-      flat[parts] = variable.replace(jnp.asarray(array, variable.dtype))
-  return nnx.merge(graphdef, nnx.from_flat_state(flat))
+      return tensor.read().T if turned else tensor.read()
+
+    return build(spec, numerics, read)
 
 
 def spec_of(folder: str | os.PathLike) -> Spec:
@@ -101,21 +91,19 @@ def save_pretrained(model: Decoder, folder: str | os.PathLike) -> None:
       written there.
   """
   config = config_json.write(model.spec)
-  where, arrays = names(model.spec), {}
-  for parts, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-    ours = ".".join(map(str, parts))
-    array = np.asarray(variable[...])
-    array = array.T if ours.endswith("kernel") else array
+  where, own = names(model.spec), {}
+  for path, array in arrays(model).items():
+    array = np.asarray(array)
+    array = array.T if path.endswith("kernel") else array
     # A view would be written in the order of its memory.
-    arrays[where[ours]] = np.ascontiguousarray(array)
-  config["dtype"] = config["torch_dtype"] = str(
-    arrays["model.embed_tokens.weight"].dtype
-  )
+    own[where[path]] = np.ascontiguousarray(array)
+  dtype = str(own["model.embed_tokens.weight"].dtype)
+  config |= {"dtype": dtype, "torch_dtype": dtype}
   path = pathlib.Path(folder) / WEIGHTS
   scratch = f"{path}.tmp"
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(arrays, scratch, metadata={"format": "pt"})
+    safetensors.numpy.save_file(own, scratch, metadata={"format": "pt"})
     os.replace(scratch, path)
   except (OSError, safetensors.SafetensorError) as error:
     raise UserError(f"{path}: cannot be written ({why(error)})") from error

@@ -98,7 +98,11 @@ class Numerics:
     attention: see `attend`.
   """
 
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
+  dtype: Any = "float32"
+  param_dtype: Any = "float32"
   remat: str = "none"
   attention: Implementation = "auto"
+
+  def __post_init__(self):
+    for name in ("dtype", "param_dtype"):  # equal ones are one program
+      object.__setattr__(self, name, jnp.dtype(getattr(self, name)))

@@ -93,6 +93,27 @@ def _rejected(keys: Keys, signal: Section, black_box: bool) -> str:
   )
 
 
+def _rationales(keys: Keys, signal: Section, black_box: bool) -> str:
+  if signal["rationale"]:
+    return ""
+  return (
+    f"objective = {keys['objective']!r}: signal.rationale = ''; expected what "
+    "comes before a prompt whose rationale is asked for"
+  )
+
+
+def of_completions(keys: Keys, part: str) -> str:
+  """Returns why an arm of a teacher that writes completions has no such part,
+  of those that it has at each position; "" where it may have."""
+  if part in ("answer", "truth", *COMPLETIONS):
+    return ""
+  return (
+    f"objective = {keys['objective']!r}: a teacher that writes completions "
+    f"leaves no {part} at each position; expected 'hard' on 'answer' or "
+    "'truth', or an objective of completions, as 'sequence_kd'"
+  )
+
+
 def _always(keys: Keys, signal: Section, black_box: bool) -> str:
   return ""
 
@@ -110,4 +131,16 @@ PARTS: dict[str, Callable[[Keys, Section, bool], str]] = {
   "log_probs": _always,
   "scores": _scores,
   "rejected": _rejected,
+  "completions": _always,
+  "rationales": _rationales,
+  "worst": _always,
 }
+# What objectives of completions read.
+COMPLETIONS = (
+  "completions",
+  "rationales",
+  "worst",
+  "rejected",
+  "scores",
+  "log_probs",
+)

@@ -1,63 +1,25 @@
 """The table of objectives: what a config may name, as losses of a signal.
 
 To add an objective, write its loss for each example (in kd.objectives.logits,
-kd.objectives.samples or kd.ranking), and give it an entry in OBJECTIVES. The
-entry holds all that others need to know of it. Keys that are numbers may be
-traced; an arm that differs in them alone costs no compilation.
+samples, sequences or kd.ranking), and give it an entry in OBJECTIVES, or among
+kd.objectives.completions'. The entry holds all that others need to know of it.
+Keys that are numbers may be traced; an arm that differs in them alone costs no
+compilation.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from kd import divergences, ranking
 from kd.config import rules
-from kd.config.rules import Check
 from kd.models.outputs import Outputs
+from kd.objectives import completions
 from kd.objectives import logits as of_logits
 from kd.objectives import samples as of_samples
+from kd.objectives.objective import Loss, Objective, Rows
 from kd.signals import Signal, present
-
-Keys = Mapping[str, Check]
-Loss = Float[Array, "B"]
-Rows = Bool[Array, "B"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """A loss for each example, and how a config names it.
-
-  Attributes:
-    loss: (student, signal, **keys) -> [B].
-    keys: those that a config gives, with their rules. With `divergence` come
-      the parameters of the one that is named.
-    reads: what of the signal, as parts of kd.objectives.reads with a space
-      between them. "{target}" is the part that the key `target` names.
-    words: for a report. "{k}" are the words of a key's value; keys that are not
-      in it follow in brackets.
-    rows: (signal, V, **keys without the traced ones) -> [B], the rows that have
-      what the loss learns from. Others get weight 0. None: all have.
-    needs: what such a row has, in words.
-    fused: (signal, weight, **keys) -> the arguments with which
-      kernels.distill_loss computes the weighted loss, if it can.
-    limit: (keys) -> "", or which keys do not go together.
-    classes: the fewest for which it is defined.
-    couples: whether an example's loss depends on the others of its batch.
-  """
-
-  loss: Callable[..., Loss]
-  keys: Keys
-  reads: str
-  words: str
-  rows: Callable[..., Rows] | None = None
-  needs: str = ""
-  fused: Callable[..., dict[str, Any]] | None = None
-  limit: Callable[[Mapping[str, Any]], str] = lambda keys: ""
-  classes: int = 1
-  couples: bool = False
 
 
 def _target(signal: Signal, target: str):
@@ -372,4 +334,5 @@ OBJECTIVES: dict[str, Objective] = {
     needs="two samples that such scores tell apart",
     limit=_all_have_votes,
   ),
+  **completions.OBJECTIVES,
 }

@@ -17,8 +17,9 @@ from typing import Any
 from kd import divergences
 from kd.config import rules, sections
 from kd.errors import UserError
-from kd.objectives.reads import PARTS
-from kd.objectives.registry import OBJECTIVES, Keys
+from kd.objectives.objective import Keys
+from kd.objectives.reads import PARTS, of_completions
+from kd.objectives.registry import OBJECTIVES
 
 WEIGHT = rules.number(low=0)
 
@@ -38,13 +39,19 @@ class Term:
   numbers: Mapping[str, float]
 
 
-def check(path: str, arm: Mapping[str, Any], black_box: bool) -> list[Term]:
+def check(
+  path: str,
+  arm: Mapping[str, Any],
+  black_box: bool,
+  writes: bool = False,
+) -> list[Term]:
   """Checks what an arm's config says of its loss; returns its terms.
 
   Args:
     path: the arm's, for messages.
     arm: of kd.config.resolve.
     black_box: whether the teacher leaves sampled answers alone.
+    writes: whether these are completions that it wrote.
 
   Raises:
     UserError: an unknown objective or key, a value out of range, or an
@@ -59,7 +66,8 @@ def check(path: str, arm: Mapping[str, Any], black_box: bool) -> list[Term]:
       )
   own = _own(arm)
   if len(names) == 1:
-    return [_term(path, names[0], {**own, "weight": 1.0}, arm, black_box)]
+    keys = {**own, "weight": 1.0}
+    return [_term(path, names[0], keys, arm, black_box, writes)]
   if len(set(names)) < len(names):
     raise UserError(f"{path}.objective = {arm['objective']!r}: repeats a part")
   for key, value in own.items():
@@ -76,7 +84,8 @@ def check(path: str, arm: Mapping[str, Any], black_box: bool) -> list[Term]:
       )
     rules.check(f"{path}.{name}.weight", part["weight"], WEIGHT)
   return [
-    _term(f"{path}.{name}", name, own[name], arm, black_box) for name in names
+    _term(f"{path}.{name}", name, own[name], arm, black_box, writes)
+    for name in names
   ]
 
 
@@ -161,7 +170,7 @@ def _accepted(path: str, name: str, keys: Mapping[str, Any]) -> Keys:
   return {**accepted, **divergences.DIVERGENCES[chosen].parameters}
 
 
-def _term(path, name, keys, arm, black_box: bool) -> Term:
+def _term(path, name, keys, arm, black_box: bool, writes: bool) -> Term:
   accepted = _accepted(path, name, keys)
   given = {k: v for k, v in keys.items() if k != "weight"}
   rules.check_keys(path, given, accepted)
@@ -172,7 +181,14 @@ def _term(path, name, keys, arm, black_box: bool) -> Term:
   static = {k: v for k, v in given.items() if not accepted[k].traced}
   named = {**given, "objective": name}
   for part in reads(name, static):
-    if refused := PARTS[part](named, arm["signal"], black_box):
+    refused = of_completions(named, part) if writes else ""
+    refused = refused or PARTS[part](named, arm["signal"], black_box)
+    if not writes and objective.sequences:
+      refused = (
+        f"objective = {name!r}: needs a teacher that writes completions "
+        "(task.tokens.length, teacher.black_box)"
+      )
+    if refused:
       raise UserError(f"{path}.{refused}")
   return Term(name, static, {**traced, "weight": float(keys["weight"])})
 

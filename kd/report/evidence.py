@@ -117,15 +117,20 @@ def component_table(results: Results) -> list[Block]:
 
 def search_table(results: Results) -> list[Block]:
   """Says what each arm's search chose, and how good that was on validation."""
-  tune, metric = results.get("tune"), "validation_accuracy"
+  tune = results.get("tune")
   if not tune:
     return []
+  criterion = tune.get("metric", "accuracy")
+  metric, sign = f"validation_{criterion}", -1 if criterion == "nll" else 1
   scores = {
     arm: [own[i] for own, i in zip(tune["scores"][arm], chosen, strict=True)]
     for arm, chosen in tune["choices"].items()
   }
+  word = "NLL" if sign < 0 else "accuracy"
+  least = 0 if sign > 0 else -1e8  # below which a run diverged
   means = {
-    a: float(np.mean(x)) if min(x) >= 0 else None for a, x in scores.items()
+    a: sign * float(np.mean(x)) if min(x) >= least else None
+    for a, x in scores.items()
   }
   spreads = [float(np.std(x, ddof=1)) for x in scores.values() if len(x) > 1]
   digits = wording.decimals(spreads, metric)
@@ -142,10 +147,10 @@ def search_table(results: Results) -> list[Block]:
   many = " In brackets: in how many replicates." if times > 1 else ""
   seeds = f"{tune['seeds']} seed" + ("" if tune["seeds"] == 1 else "s")
   caption = (
-    f"What the search chose{each}, by validation accuracy, "
+    f"What the search chose{each}, by validation {word}, "
     f"{wording.stopping_rule(results)}: {tune['budget']} trials of each arm, "
     f"of {seeds} that no run has, over {wording.space(tune['space'])}.{many} "
-    "The accuracy is of the trials that were chosen, and so flatters them."
+    f"The {word} is of the trials that were chosen, and so flatters them."
   )
   columns = ["Arm", "Chosen", wording.metric_title(metric)]
   return [Heading("Search"), Table(caption, columns, rows, left=(0, 1))]

@@ -27,6 +27,7 @@ from kd.report import (
   style,
   tables,
   wording,
+  written,
 )
 from kd.report.blocks import Block, Code, Details, Heading, Picture, Table, Text
 
@@ -117,7 +118,9 @@ def build(
   blocks += tables.unit_table(results, look)
   blocks += tables.rest_table(results, look)
   blocks += tables.teacher_table(results)
+  blocks += written.word_tables(results, look)
   blocks += tables.cost_tables(results)
+  blocks += written.budget_table(results, look)
   blocks += tables.signal_tables(results)
   blocks += _provenance(results, config, tree)
   return blocks

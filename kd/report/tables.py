@@ -198,6 +198,7 @@ def cost_tables(results: Results) -> list[Block]:
     return []
   whole = models.get("teacher", {}).get("parameters")
   rows, batches = [], set()
+  writes = [own["prompt"] for own in times.values() if "prompt" in own]
   for name, model in models.items():
     own, size = times.get(name, {}), model["parameters"]
     batches |= {own["batch"]} if own else set()
@@ -210,6 +211,11 @@ def cost_tables(results: Results) -> list[Block]:
         f"{1e3 * own['example']:.3g}" if own else wording.DASH,
       ]
     )
+    if writes:
+      rows[-1] += [
+        f"{1e3 * own['prefill']:.3g}" if own else wording.DASH,
+        f"{1 / own['token']:,.0f}" if own.get("token") else wording.DASH,
+      ]
   many = "/".join(map(str, sorted(batches))) or "many"
   columns = ["Model", "Parameters", "Times smaller than the teacher"]
   columns += ["One example (ms)", f"Each of {many} (ms)"]
@@ -217,6 +223,12 @@ def cost_tables(results: Results) -> list[Block]:
     "Median times of a compiled forward pass on the host of the study, one "
     "example at a time and in a batch; what else the host did is in them."
   )
+  if writes:
+    columns += ["Prefill (ms)", "Tokens/s"]
+    caption += (
+      f" Prefill reads {writes[0]} tokens of one prompt and chooses the next; "
+      "then come tokens one by one."
+    )
   return [Heading("Cost"), Table(caption, columns, rows)]
 
 

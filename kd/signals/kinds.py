@@ -11,14 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kd.models.outputs import Outputs
+from kd.signals.completions import Completions
 from kernels import Head, Logits
-
-# The classes from which on a draw inverts the distribution function, which
-# takes one random number in place of V.
-INVERTED_FROM = 256
 
 
 def present[T](part: T | None, what: str) -> T:
@@ -203,6 +200,8 @@ class Signal(_Rows):
       sample, -1 where there are fewer than R.
     counts: which rows a loss is a mean over; None is all. Those of a text that
       predict nothing, as a prompt's or padding, don't count.
+    completions: of prompts, of a teacher that wrote them. Then an example has
+      C L rows, and an answer is a token of a sample.
   """
 
   truth: Labels
@@ -212,6 +211,7 @@ class Signal(_Rows):
   entropy: Float[Array, "N"] | None = None
   rejected: Int[Array, "N R"] | None = None
   counts: Bool[Array, "N"] | None = None
+  completions: Completions | None = None
 
   @property
   def whole(self) -> Dense | Outputs:
@@ -263,28 +263,17 @@ def part(signal: Signal, i: Array, parts: int) -> Signal:
   live = signal.dense if isinstance(signal.dense, Outputs) else None
   if live is not None:  # whose head belongs to all rows
     signal = dataclasses.replace(signal, dense=live.hidden)
-  size = len(signal.truth.ids) // parts
-  own = jax.tree.map(
-    lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size), signal
-  )
+
+  def cut(x):
+    size = len(x) // parts
+    return jax.lax.dynamic_slice_in_dim(x, i * size, size)
+
+  own = jax.tree.map(cut, signal)
   if live is None:
     return own
   return dataclasses.replace(
     own, dense=dataclasses.replace(live, hidden=own.dense)
   )
-
-
-def of_labels(ids: ArrayLike, counts: ArrayLike | None = None) -> Signal:
-  """Returns what a teacher in training learns from: true labels alone."""
-  ids = jnp.asarray(ids, jnp.int32)
-  none = jnp.zeros((len(ids), 0))
-  labels = Labels(ids)
-  empty = Samples(none.astype(jnp.int32), none)
-  return Signal(labels, labels, None, empty, counts=_bools(counts))
-
-
-def _bools(counts: ArrayLike | None) -> Bool[Array, "N"] | None:
-  return None if counts is None else jnp.asarray(counts, bool)
 
 
 def top_k(
@@ -302,10 +291,10 @@ def top_k(
   if isinstance(dense, TopK):
     return dense.narrow(k)
   kept = tuple(temperatures)
-  return TopK(*dense.each(lambda z: _likeliest(z, k, kept)), kept)
+  return TopK(*dense.each(lambda z: likeliest(z, k, kept)), kept)
 
 
-def _likeliest(logits: Float[Array, "V"], k: int, temperatures):
+def likeliest(logits: Float[Array, "V"], k: int, temperatures):
   """Returns a row of a TopK: ids, logits, lse and tail."""
   z = _from_the_largest(logits)
   top, ids = jax.lax.top_k(z, k)
@@ -316,104 +305,3 @@ def _likeliest(logits: Float[Array, "V"], k: int, temperatures):
     for t, total in zip(temperatures, lse, strict=True)
   ]
   return ids.astype(jnp.int32), top, jnp.stack(lse), jnp.stack(tail)
-
-
-def sample(
-  key: Array,
-  dense: Dense | Outputs,
-  *,
-  k: int,
-  temperature: float,
-  numbers: Int[Array, "N"],
-) -> Samples:
-  """Draws k answers a row from softmax(logits / temperature).
-
-  The draws of a row depend on the key and its number alone, so that a larger
-  transfer set keeps those of a smaller one, a part of it those of the whole.
-  """
-  draw = lambda z, n: _draw(jax.random.fold_in(key, n), z, k, temperature)
-  return Samples(*dense.each(draw, numbers))
-
-
-def _draw(key: Array, logits: Float[Array, "V"], k: int, temperature: float):
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
-  many = log_probs.shape[-1] >= INVERTED_FROM
-  how = _invert if many else jax.random.categorical
-  ids = how(key, log_probs, shape=(k,))
-  return ids.astype(jnp.int32), log_probs[ids]
-
-
-def _invert(key: Array, log_probs: Float[Array, "V"], shape) -> Array:
-  """Draws by inverting the distribution function, one number a draw.
-
-  The function has float32's rounding: a class's probability is kept to 2e-7.
-  """
-  summed = jnp.cumsum(jnp.exp(log_probs))
-  drawn = jax.random.uniform(key, shape) * summed[-1]
-  ids = jnp.searchsorted(summed, drawn, side="right")
-  return jnp.minimum(ids, len(summed) - 1)
-
-
-def of_teacher(
-  teacher: Dense | Outputs,
-  truth: ArrayLike | None,
-  *,
-  samples: int,
-  temperature: float,
-  key: Array,
-  numbers: ArrayLike | None = None,
-  counts: ArrayLike | None = None,
-  k: int = 0,
-  temperatures: Sequence[float] = (1.0,),
-) -> Signal:
-  """Makes the signal of N positions from what the teacher makes of them.
-
-  All is read off a row's logits while they are there, once.
-
-  Args:
-    teacher: its logits, or outputs that have them.
-    truth: the true labels [N], or None where there are none.
-    samples: K, the answers drawn a row.
-    temperature: at which they are drawn.
-    key: of the draws.
-    numbers: the positions' numbers in the transfer set [N]; None: from 0.
-    counts: as of a Signal.
-    k: the likeliest classes that are kept; 0 keeps the teacher as it is.
-    temperatures: of top_k.
-  """
-  kept = tuple(temperatures)
-
-  def look(logits, n):
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    probs = jnp.exp(log_probs)
-    products = jnp.where(probs > 0, probs * log_probs, 0.0)
-    own = jax.random.fold_in(key, n)
-    return (
-      jnp.argmax(logits).astype(jnp.int32),
-      -jnp.sum(products),
-      _draw(own, logits, samples, temperature),
-      _likeliest(logits, k, kept) if k else (),
-    )
-
-  rows = len(teacher.hidden if isinstance(teacher, Outputs) else teacher.logits)
-  numbers = jnp.arange(rows) if numbers is None else jnp.asarray(numbers)
-  answer, entropy, drawn, top = teacher.each(look, numbers)
-  if truth is None:
-    truth = jnp.full(rows, -1)
-  return Signal(
-    truth=Labels(jnp.asarray(truth, jnp.int32)),
-    answer=Labels(answer),
-    dense=TopK(*top, kept) if k else teacher,
-    samples=Samples(*drawn),
-    entropy=entropy,
-    counts=_bools(counts),
-  )
-
-
-def make(
-  logits: ArrayLike, truth: ArrayLike | None, *, seed: int, **drawn
-) -> Signal:
-  """Makes the signal of a transfer set from the teacher's logits [N, V] on it;
-  `seed` is that of the draws, the rest as in `of_teacher`."""
-  dense = Dense(jnp.asarray(logits, jnp.float32))
-  return of_teacher(dense, truth, key=jax.random.key(seed), **drawn)

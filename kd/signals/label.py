@@ -30,7 +30,7 @@ from scipy import special
 from kd import files, signals
 from kd.errors import UserError
 from kd.parallel import hosts
-from kd.signals import Signal, codec, store
+from kd.signals import Signal, codec, schema, store
 
 PACKAGES = ("jax", "array-record", "numpy")
 # What says how a signal is stored and found, not what it is.
@@ -64,7 +64,7 @@ class Plan:
 
   @property
   def schema(self) -> list[codec.Field]:
-    return store.fields(self.section, self.num_classes)
+    return schema.fields(self.section, self.num_classes)
 
   @property
   def kept(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _parts(
   for start in range(first, end, ahead):
     rows = np.arange(start, min(start + ahead, end))
     keys = np.repeat(store.keys(plan.inputs(rows)), plan.positions)
-    arrays = store.to_arrays(plan.ask(rows), keys)
+    arrays = schema.to_arrays(plan.ask(rows), keys)
     logits = arrays["logits"]
     finite = np.isfinite(logits).all(axis=-1) & np.isfinite(arrays["entropy"])
     if not finite.all():

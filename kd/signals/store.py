@@ -28,46 +28,16 @@ from grain import sources
 
 from kd import files
 from kd.errors import UserError, why
-from kd.signals import Dense, Labels, Samples, Signal, TopK, codec
+from kd.signals import Signal, codec, schema
 from kd.signals.codec import Field
+from kd.signals.schema import KEY
 
 FORMAT = 2
 ROWS = 64  # in a record: whole records are read, and random ones quickly
 MOST_KEYS = 4096  # that are looked at of a signal that is streamed
 AT_ONCE = 128  # records unpacked by one thread at once; measured: docs/top_k.md
-KEY = "key"
 # What a study may ask less of than a store holds.
 LESS = {"k", "samples"}
-
-
-def fields(section: Mapping[str, Any], num_classes: int) -> list[Field]:
-  """Returns what a row holds, from a config's signal section."""
-  k, v = section["k"], num_classes
-  kind = {"float32": "plain"}.get(section["dtype"], section["dtype"])
-  kept = (len(section["temperatures"]),)
-  drawn = (section["samples"],)
-  logits = [Field("logits", kind, (v,), "float32")]
-  if section["keep"] == "top_k":
-    logits = [
-      Field("ids", "ids", (k,), "int32", v),
-      Field("logits", kind, (k,), "float32"),
-      Field("lse", "plain", kept, "float32"),
-      Field("tail", "plain", kept, "float32"),
-    ]
-  return [
-    Field(KEY, "plain", (), "uint64"),
-    Field("truth", "plain", (), "int32"),
-    Field("answer", "plain", (), "int32"),
-    Field("entropy", "plain", (), "float32"),
-    *logits,
-    Field("sample_ids", "plain", drawn, "int32"),
-    Field("sample_log_probs", "plain", drawn, "float32"),
-  ]
-
-
-def row_bytes(section: Mapping[str, Any], num_classes: int) -> int:
-  """Returns the bytes of a row, without the file format's own."""
-  return sum(field.width for field in fields(section, num_classes))
 
 
 def keys(inputs: np.ndarray) -> np.ndarray:
@@ -79,54 +49,14 @@ def keys(inputs: np.ndarray) -> np.ndarray:
   return np.frombuffer(b"".join(digests), "<u8")
 
 
-def to_arrays(signal: Signal, of: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns a signal's arrays by their fields' names; `of` are the keys."""
-  arrays = {
-    KEY: of,
-    "truth": np.asarray(signal.truth.ids),
-    "answer": np.asarray(signal.answer.ids),
-    "entropy": np.asarray(signal.entropy),
-    "sample_ids": np.asarray(signal.samples.ids),
-    "sample_log_probs": np.asarray(signal.samples.log_probs),
-  }
-  dense = signal.dense
-  if not isinstance(dense, TopK):
-    return arrays | {"logits": np.asarray(signal.logits)}
-  order = np.argsort(dense.ids, axis=-1)  # the ids' code is for ascending ones
-  top = {"ids": np.asarray(dense.ids), "logits": np.asarray(dense.logits)}
-  return arrays | {
-    **{k: np.take_along_axis(x, order, -1) for k, x in top.items()},
-    "lse": np.asarray(dense.lse),
-    "tail": np.asarray(dense.tail),
-  }
-
-
-def to_signal(
-  arrays: Mapping[str, Any], temperatures: Sequence[float]
-) -> Signal:
-  """Makes a signal of what `to_arrays` returns, of the same arrays."""
-  x = arrays
-  dense = Dense(x["logits"])
-  if "ids" in x:
-    kept = tuple(float(t) for t in temperatures)
-    dense = TopK(x["ids"], x["logits"], x["lse"], x["tail"], kept)
-  return Signal(
-    truth=Labels(x["truth"]),
-    answer=Labels(x["answer"]),
-    dense=dense,
-    samples=Samples(x["sample_ids"], x["sample_log_probs"]),
-    entropy=x["entropy"],
-  )
-
-
 def write_shard(
-  path: str, schema: Sequence[Field], parts: Iterable[Mapping[str, Any]]
+  path: str, fields: Sequence[Field], parts: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
   """Writes a shard beside its place and renames it; on the disk on return.
 
   Args:
     path: of the shard.
-    schema: what a row holds.
+    fields: what a row holds.
     parts: arrays of consecutive rows, each but the last a multiple of ROWS.
 
   Returns:
@@ -137,7 +67,7 @@ def write_shard(
   writer = ArrayRecordWriter(scratch, "group_size:1,uncompressed")
   for arrays in parts:
     size = len(arrays[KEY])
-    data = codec.pack(schema, arrays)
+    data = codec.pack(fields, arrays)
     step = len(data) // size * ROWS
     for at in range(0, len(data), step):
       writer.write(data[at : at + step])
@@ -199,6 +129,8 @@ def _enough(name: str, have: Any, want: Any) -> bool:
     return True
   if name in LESS and have is not None:
     return have >= want
+  if name == "tokenizer" and have is None:  # noted since then; `task` tells it
+    return True
   return name == "temperatures" and set(want) <= set(have or ())
 
 
@@ -312,7 +244,7 @@ class Streamed:
   def at(self, rows: np.ndarray) -> Signal:
     """Returns the signal of rows [...], of numpy arrays."""
     temperatures = self.store.metadata["signal"]["temperatures"]
-    made = to_signal(self.store.at(rows), temperatures)
+    made = schema.to_signal(self.store.at(rows), temperatures)
     if self.counts is None:
       return made
     return dataclasses.replace(made, counts=self.counts[rows])
@@ -351,8 +283,7 @@ def read(
     UserError: as `Store`, or the examples are others or in another order.
   """
   store = Store(folder, expected)
-  each = sum(f.size * np.dtype(f.dtype).itemsize for f in store.schema)
-  if each * len(store) > most:
+  if schema.row_memory(store.schema) * len(store) > most:
     if own is not None:
       some = np.linspace(0, len(own.rows) - 1, MOST_KEYS, dtype=int)
       own = Keys(own.rows[some], own.keys[some])
@@ -363,7 +294,7 @@ def read(
     found = arrays[KEY]
     _check_keys(folder, len(found), lambda rows: found[rows], own, found)
   arrays = {k: jnp.asarray(v) for k, v in arrays.items() if k != KEY}
-  made = to_signal(arrays, store.metadata["signal"]["temperatures"])
+  made = schema.to_signal(arrays, store.metadata["signal"]["temperatures"])
   if counts is None:
     return made
   return dataclasses.replace(made, counts=jnp.asarray(counts))

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from kd import models
+from kd import files, models
 from kd.config import sections
 from kd.errors import UserError, brief
-from kd.models import checkpoints
+from kd.models import adapters, checkpoints
 from kd.objectives.registry import OBJECTIVES
-from kd.study import replicates, tune
+from kd.study import replicates, students, tune
 from kd.teachers import answers, funnel
 from kd.train import arms
 
 if TYPE_CHECKING:  # these take seconds to import
-  from kd.data.task import Task
+  from kd.data.task import Task, Tokens
   from kd.study.replicates import Replicate
   from kd.teachers.model import Teacher
 
@@ -60,10 +60,16 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
     UserError: naming the key, or the file that `teacher.path` lacks.
   """
   asks = answers.is_black_box(settings["teacher"])
+  writes = answers.writes(settings)
   for name, chain in settings["filters"].items():
     funnel.check(f"filters.{name}", chain, asks)
   models.check("student", settings["student"])
-  groups = arms.group(settings["arms"], black_box=asks)
+  groups = arms.group(settings["arms"], black_box=asks, writes=writes)
+  every = {
+    f"arms.{k}.student": a["student"] for k, a in settings["arms"].items()
+  }
+  for path, student in {"student": settings["student"], **every}.items():
+    students.check(path, student, settings["teacher"])
   parts = settings["train"]["accumulate"]
   for name, _ in (t for g in groups for p in g.parts for t in p.terms):
     if parts > 1 and OBJECTIVES[name].couples:
@@ -78,6 +84,11 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
         f"arms.{name}.signal.live = True: a signal that is filtered, or a "
         "black box's, is stored; expected False"
       )
+    if section["calibrate"] != "none" and asks:
+      raise UserError(
+        f"arms.{name}.signal.calibrate = {section['calibrate']!r}: a black box "
+        "leaves no logits; expected 'none'"
+      )
   of_each = replicates.NUMBER in settings["teacher"]["path"]
   if not of_each:
     _teacher(settings["teacher"])
@@ -90,6 +101,12 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
 
 def _teacher(section: Mapping[str, Any]) -> None:
   path = section["path"]
+  for key in ("from_teacher", *adapters.OPTIONS):
+    if key in section:
+      raise UserError(
+        f"teacher.{key} = {section[key]!r}: an option of students; expected "
+        "none"
+      )
   if os.path.basename(path) == "teacher.json":
     raise UserError(
       f"teacher.path = {path!r}: expected its folder {os.path.dirname(path)!r}"
@@ -132,7 +149,7 @@ def with_the_task(
     UserError: naming the key, or the split and row of a damaged input.
   """
   from kd.study import transfer_sets
-  from kd.teachers import black_box, model
+  from kd.teachers import black_box, completions, model
 
   settings = replicate.settings
   asks = answers.is_black_box(settings["teacher"])
@@ -141,14 +158,23 @@ def with_the_task(
   for name, arm in settings["arms"].items():
     path, signal = f"arms.{name}.signal", arm["signal"]
     model.check_jitter(f"{path}.jitter", signal["jitter"], task)
+    if signal["live"] and model.is_prompted(settings["teacher"], task):
+      raise UserError(
+        f"{path}.live = True: a teacher that reads prompts answers beforehand; "
+        "expected False"
+      )
     if signal["keep"] == "top_k" and signal["k"] > task.num_classes:
       raise UserError(
         f"{path}.k = {signal['k']}: expected at most the task's "
         f"{task.num_classes} classes"
       )
+    if task.tokens:
+      _tokens(path, settings, signal, task.tokens)
   _evaluation(settings, task, asks)
-  _batches(settings, task)
-  if asks:
+  _batches(settings, [] if asks else groups, task)
+  if answers.writes(settings):
+    completions.check(settings, task)
+  elif asks:
     black_box.check(task)  # what there is to draw from isn't known yet
   else:
     starts = transfer_sets.first_rows(settings, task, fraction)
@@ -175,13 +201,35 @@ def with_the_task(
     split.arrays()
 
 
+def _tokens(
+  path: str,
+  settings: Mapping[str, Any],
+  signal: Mapping[str, Any],
+  tokens: "Tokens",
+) -> None:
+  """Checks an arm's signal on a task of tokens."""
+  if signal["filter"]:
+    raise UserError(
+      f"{path}.filter = {signal['filter']!r}: filters look at examples with "
+      "one answer each; expected '' for a task of tokens"
+    )
+  of_all = checkpoints.is_checkpoint(settings["teacher"]["path"])
+  if signal["live"] and of_all and tokens.subset:
+    raise UserError(
+      f"{path}.live = True: the teacher knows {tokens.tokenizer.vocab_size} "
+      f"ids, students the {len(tokens.subset)} of task.tokens.coverage = "
+      f"{tokens.coverage}; expected None, or a stored signal"
+    )
+
+
 def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
   """Checks the keys that need the number of classes or of devices."""
   from kd.evaluate import registry
 
   options = settings["evaluate"]
   shift = options["shift_classes"]
-  accepted = registry.names(task.num_classes, bool(shift), asks)
+  written = _generation(options["generate"], task)
+  accepted = registry.names(task.num_classes, bool(shift), asks, written)
   if options["metric"] not in accepted:
     raise UserError(
       f"evaluate.metric = {options['metric']!r}: expected one of "
@@ -209,16 +257,49 @@ def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
     )
 
 
-def _batches(settings: Mapping[str, Any], task: "Task") -> None:
+def _generation(options: Mapping[str, Any], task: "Task") -> tuple[str, ...]:
+  """Checks what is said of evaluation by generation; returns its metrics."""
+  from kd.evaluate import registry, text
+
+  known = [name for name, m in registry.METRICS.items() if m.text]
+  for name in options["metrics"]:
+    if name not in known:
+      raise UserError(
+        f"evaluate.generate.metrics: {name!r}, expected some of "
+        f"{', '.join(known)}"
+      )
+  if not options["prompts"]:
+    return ()
+  if task.tokens is None or not task.tokens.records["test"]:
+    raise UserError(
+      f"evaluate.generate.prompts = {options['prompts']}: expected 0, since "
+      "the test split has no prompts"
+    )
+  if options["schema"]:
+    try:
+      text.json_valid([], files.read_json(options["schema"], "JSON Schema"))
+    except ValueError as error:
+      raise UserError(
+        f"evaluate.generate.schema = {options['schema']!r}: {error}"
+      ) from error
+  return tuple(options["metrics"])
+
+
+def _batches(
+  settings: Mapping[str, Any], groups: Sequence[arms.Group], task: "Task"
+) -> None:
   """Checks that the batches of an interval can lie in memory."""
+  from kd.study import transfer_sets
   from kd.train import batches
 
-  trained = {"train": (settings["train"], settings["seeds"])}
+  most = 2**20 * settings["task"]["resident_mib"]
+  signal = transfer_sets.streamed_bytes(groups, task, most)
+  trained = {"train": (settings["train"], settings["seeds"], signal)}
   if not settings["teacher"]["path"] and not settings["teacher"]["pretrained"]:
-    trained["teacher.train"] = (settings["teacher"]["train"], 1)
-  for path, (train, seeds) in trained.items():
+    trained["teacher.train"] = (settings["teacher"]["train"], 1, 0)
+  for path, (train, seeds, streamed) in trained.items():
     memory(
-      batches.interval_bytes(train, seeds, task),
+      batches.interval_bytes(train, seeds, task, streamed),
       f"{path}.log_every = {train['log_every']} batches of {path}.batch_size "
       f"= {train['batch_size']} for each seed",
       (f"{path}.batch_size", f"{path}.log_every"),

@@ -25,6 +25,8 @@ class Outcome:
     labels: [N], of the test split.
     answers: a black box's there [N], -1 where it gave none; or None.
     groups: [N], which test examples belong together; or None.
+    bought: {arm: the teacher's tokens that it costs}, of tasks of tokens.
+    written: of a few test prompts, everybody's words.
   """
 
   seeds: Sequence[int]
@@ -36,6 +38,8 @@ class Outcome:
   labels: np.ndarray
   answers: np.ndarray | None
   groups: np.ndarray | None
+  bought: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  written: Sequence[Mapping[str, Any]] = ()
 
 
 def results(
@@ -102,10 +106,16 @@ def results(
         },
         "reliability": _pooled([s.arms[name].reliability for s in scored]),
         "metrics": summary[name],
+        **(
+          {"teacher_tokens": _mean([s.bought[name] for s in scored])}
+          if first.bought
+          else {}
+        ),
       }
       for name, arm in arms.items()
     },
     **({"contrasts": contrasts} if contrasts else {}),
+    **({"written": list(first.written)} if first.written else {}),
   }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from kd import files, interrupts
+from kd.data import token_task
 from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
@@ -28,6 +29,7 @@ from kd.study import (
   outcome,
   replicates,
   runs,
+  students,
   transfer_sets,
   tune,
   workdir,
@@ -74,9 +76,12 @@ def run(
         section = of.settings["task"]
         if section["seed"] not in tasks:
           tasks[section["seed"]] = load(section)
-        task = tasks[section["seed"]]
+      tasks = token_task.of_one_size(tasks)
+      for of in planned:
+        task = tasks[of.settings["task"]["seed"]]
         made.append(Runs(of, task, folder, len(planned)))
         check.with_the_task(of, groups, task)
+    groups = students.bind(groups, made[0].of.settings, made[0].task)
     need = len(made) * _bytes_needed(groups, settings, made[0].task)
     again = PHASES[first] == "evaluate"
     with workdir.claim(folder, settings, need, again):
@@ -243,13 +248,15 @@ class _Study:
       "test": len(first.task.test),
       "samples": settings["signal"]["samples"],
       "labelled": settings["signal"]["labelled"],
+      **first.task.facts,
     }
     tasks = [one.task for one in self.every]
     searched = [one.search for one in self.every if one.search]
+    by = first.task.criterion
     return {
       "signal": signal,
       "replicates": replicates.describe(settings, tasks),
-      **({"tune": tune.describe(settings, searched)} if searched else {}),
+      **({"tune": tune.describe(settings, searched, by)} if searched else {}),
     }
 
   def _provenance(self) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from absl import logging
 
 from kd.data.task import Task
 from kd.errors import out_of_memory
-from kd.evaluate import cost, registry, scores
-from kd.study import transfer_sets, tune, workdir
+from kd.evaluate import cost, registry, scores, written
+from kd.study import students, transfer_sets, tune, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
-from kd.teachers import answers, black_box, model, training
+from kd.teachers import answers, black_box, completions, model, training
+from kd.teachers.completion_rows import Completed
+from kd.teachers.prompted import AT_ONCE
 from kd.train import arms, loop
 from kd.train.batches import Setup, Transfer
 from kd.train.checkpoint import Checkpoints
@@ -24,6 +26,9 @@ from kd.train.step import TrainState
 
 # Of a teacher on the test split; of more, the likeliest alone are kept.
 MOST_LOGITS = 2**28
+
+METRICS = ("accuracy", "nll")  # of Task.score
+LOST = {"accuracy": -1.0, "nll": -1e9}  # the score of a run that diverged
 
 States = Mapping[str, TrainState]
 
@@ -41,6 +46,7 @@ class Runs:
     box: the black box, if the teacher is one.
     transfers: what the arms train on, filled by `label`.
     funnels: {filter: what its steps kept}, likewise.
+    bought: {arm: the teacher's tokens that it costs}, likewise, of tokens.
     search: of `tune.search`, where the arms are tuned, filled by `train`.
   """
 
@@ -49,9 +55,10 @@ class Runs:
   workdir: str
   total: int
   teacher: model.Teacher | None = None
-  box: black_box.BlackBox | None = None
+  box: black_box.BlackBox | Completed | None = None
   transfers: Mapping[str, Transfer] = dataclasses.field(default_factory=dict)
   funnels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  bought: Mapping[str, float] = dataclasses.field(default_factory=dict)
   search: Mapping[str, Any] | None = None
 
   @property
@@ -67,10 +74,9 @@ class Runs:
     """Asks a black box, where the teacher is one."""
     settings = self.of.settings
     if answers.is_black_box(settings["teacher"]):
+      of = completions if answers.writes(settings) else black_box
       with memory(settings, "asking the teacher"):
-        self.box = black_box.obtain(
-          settings, self.task, self.of.folder, self.teacher
-        )
+        self.box = of.obtain(settings, self.task, self.of.folder, self.teacher)
       self.task = self.box.task
 
   def label(self, groups: Sequence[arms.Group]) -> None:
@@ -78,6 +84,7 @@ class Runs:
     pools = transfer_sets.Pools(self.of, self.task, self.teacher, self.box)
     self.transfers = pools.transfers(groups)
     self.funnels = pools.funnels
+    self.bought = pools.bought
 
   def setup(self, seeds: Sequence[int]) -> Setup:
     """Returns what the runs of these seeds share."""
@@ -88,6 +95,9 @@ class Runs:
       train=self.of.settings["train"],
       eval_batch=self._batch,
       devices=self.of.settings["mesh"]["seeds"],
+      start=students.Starts(
+        self.workdir, self.of.number, self.task, self.teacher
+      ),
     )
 
   def train(
@@ -133,13 +143,16 @@ class Runs:
       keep = lambda log: last.update(log=log)
       states = loop.fit(at(which), setup, on_log=keep, compiled=compiled)
       seen = {
-        name: state.best_accuracy
+        name: state.best_score
         if best
-        else last["log"].arms[name]["validation_accuracy"]
+        else self.task.score(
+          *(last["log"].arms[name][f"validation_{m}"] for m in METRICS)
+        )
         for name, state in states.items()
       }
+      lost = LOST[self.task.criterion]
       return {
-        name: -1.0 if np.any(states[name].diverged) else float(np.mean(x))
+        name: lost if np.any(states[name].diverged) else float(np.mean(x))
         for name, x in seen.items()
       }
 
@@ -165,6 +178,13 @@ class Runs:
           shift_classes=options["shift_classes"],
           metric=options["metric"],
         )
+    shown: list[dict[str, Any]] = []
+    groups_of_test = self.task.test_groups
+    if options["generate"]["prompts"]:
+      scored, shown, of_teacher = self._generate(groups, states, scored)
+      teacher_scores |= of_teacher
+      if registry.lookup(options["metric"]).text:
+        groups_of_test = None  # a prompt stands for itself
     return Outcome(
       seeds=self.of.seeds,
       teacher=teacher_scores,
@@ -173,9 +193,40 @@ class Runs:
       diverged={name: np.asarray(s.diverged) for name, s in states.items()},
       funnels=self.funnels,
       labels=self._labels,
-      answers=self.box.test if self.box else None,
-      groups=self.task.test_groups,
+      answers=self._answers,
+      groups=groups_of_test,
+      bought=self.bought,
+      written=shown,
     )
+
+  def _generate(
+    self,
+    groups: Sequence[arms.Group],
+    states: States,
+    scored: Mapping[str, scores.Scored],
+  ):
+    """Returns the arms' scores with those of what they write, some words side
+    by side, and the teacher's scores."""
+    options = self.of.settings["evaluate"]
+    prompts = written.Prompts.of(self.task, options["generate"], self._batch)
+    if self.teacher is not None:
+      said = prompts.write(self.teacher.model, self.teacher.weights)
+    elif isinstance(self.box, Completed):
+      said = self.box.test[: len(prompts.texts)]
+    else:
+      said = prompts.teacher
+    prompts, of_teacher = written.teacher(prompts, said)
+    scored, shown = written.arms(
+      groups, states, scored, prompts, options["metric"]
+    )
+    return scored, shown, of_teacher
+
+  @property
+  def _answers(self) -> np.ndarray | None:
+    """A black box's classes of the test split, where it gives classes."""
+    if isinstance(self.box, black_box.BlackBox):
+      return self.box.test
+    return None
 
   @property
   def _labels(self) -> np.ndarray:
@@ -184,6 +235,8 @@ class Runs:
 
   def _judge_teacher(self):
     """Returns what the teacher says of the test split, and how good it is."""
+    if isinstance(self.box, Completed):
+      return None, {}, None
     if self.box:
       said = self.box.test
       scored = scores.black_box(said, self._labels)
@@ -191,7 +244,7 @@ class Runs:
     assert self.teacher is not None
     test, k = self.task.test, self.of.settings["signal"]["k"]
     few = len(test.labels()) * self.task.num_classes <= MOST_LOGITS
-    look = scores.Teacher(0 if few else k)
+    look = scores.Teacher(0 if few else min(k, self.task.num_classes))
     each, said = self.teacher.ask(
       test,
       np.arange(len(test)),
@@ -214,13 +267,23 @@ class Runs:
     if self.teacher is not None:
       asked["teacher"] = (self.teacher.model, self.teacher.weights)
     names = list(settings["arms"])
-    asked |= cost.distinct(groups, states, settings["student"], names)
+    own, _ = students.resolve(
+      "student", settings["student"], settings, self.task
+    )
+    asked |= cost.distinct(groups, states, own, names)
     sizes = {
       name: {"name": kind["name"], "parameters": cost.parameters(weights)}
       for name, (kind, weights) in asked.items()
     }
-    return sizes, {
-      name: cost.measure(kind, weights, self.task, self._batch)
+    times = {}
+    if self.teacher is not None and self.teacher.reader is not None:
+      del asked["teacher"]
+      texts = self.task.test.texts(range(min(len(self.task.test), AT_ONCE)))
+      times["teacher"] = cost.timed(self.teacher.reader.logits, texts)
+    new = settings["evaluate"]["generate"]
+    new = new["max_new_tokens"] if new["prompts"] else 0
+    return sizes, times | {
+      name: cost.measure(kind, weights, self.task, self._batch, new)
       for name, (kind, weights) in asked.items()
     }
 

@@ -31,6 +31,7 @@ from kd.config import leaves, rules, sections
 from kd.config.tuned import places
 from kd.errors import UserError
 from kd.evaluate import registry
+from kd.teachers import answers
 from kd.train import arms
 from kd.train.arms import OPTIMIZER, Group
 
@@ -96,8 +97,10 @@ def check(
         f"{', train.'.join(OPTIMIZER)}, or a number of an objective"
       )
   tried = points(tune) if tune["budget"] else []
+  writes = answers.writes(settings)
   for point in tried:
-    made = arms.group(_set(settings["arms"], point), black_box=black_box)
+    own = _set(settings["arms"], point)
+    made = arms.group(own, black_box=black_box, writes=writes)
     if _form(made) != _form(groups):
       raise UserError(
         f"tune.space has {', '.join(point)}: expected keys of numbers, which "
@@ -185,7 +188,7 @@ def at(
     name: _set({name: arm}, found[which[name]])[name]
     for name, arm in settings["arms"].items()
   }
-  made = arms.group(every, black_box=black_box)
+  made = arms.group(every, black_box=black_box, writes=answers.writes(settings))
   return arms.with_numbers(groups, arms.numbers_of(made))
 
 
@@ -264,19 +267,23 @@ def read(path: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(
-  settings: Mapping[str, Any], searched: Sequence[Mapping[str, Any]]
+  settings: Mapping[str, Any],
+  searched: Sequence[Mapping[str, Any]],
+  metric: str,
 ) -> dict[str, Any]:
   """Returns what results.json says of the search.
 
   Args:
     settings: the resolved config.
     searched: of each replicate, from `search`.
+    metric: by which it chose, on validation.
   """
   section = settings["tune"]
   return {
     "budget": section["budget"],
     "space": section["space"],
     "seeds": settings["seeds"],
+    "metric": metric,
     "points": points(section),
     "choices": {
       name: [one["choice"][name] for one in searched]

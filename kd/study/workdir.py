@@ -89,6 +89,33 @@ def claim(
     yield
 
 
+def begin(workdir: str, replicate: int, weights: Mapping[str, str]) -> None:
+  """Keeps in config.json which weights a replicate's arms began with.
+
+  Args:
+    workdir: the study's, which it has claimed.
+    replicate: its number.
+    weights: {arm: fingerprint}.
+
+  Raises:
+    UserError: other ones are kept there.
+  """
+  path = os.path.join(workdir, "config.json")
+  made = files.read_json(path, "config of a study")
+  starts, key = made.get("starts", {}), str(replicate)
+  for arm, found in weights.items():
+    kept = starts.get(key, {}).get(arm, found)
+    if kept != found:
+      raise UserError(
+        f"{path}: the runs of arm {arm!r} began with weights of fingerprint "
+        f"{kept}, those of its student are now {found}; expected the same "
+        "weights, or another workdir"
+      )
+  new = {**starts, key: {**starts.get(key, {}), **weights}}
+  if new != starts:
+    files.write_json(path, {**made, "starts": new})
+
+
 def facts(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what is known of the making: versions, device, commit, command."""
   device = jax.devices()[0]

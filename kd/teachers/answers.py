@@ -4,7 +4,8 @@ The schema of the JSONL that `kd.teachers.ingest` reads, one object a line:
 
     {"id": "q1", "prompt": "...",
      "samples": [{"text": "...", "score"?: 0.7, "logprob"?: -1.2,
-                  "rationale"?: "...", "trace"?: ..., "rubric"?: {"tone": 3}}],
+                  "rationale"?: "...", "trace"?: ..., "rubric"?: {"tone": 3},
+                 "truncated"?: true}],
      "rejected"?: ["..."], "reference"?: "..."}
 
 Unknown fields are refused: a misspelt "logprobs" must not pass for none. A
@@ -44,6 +45,7 @@ class Sample(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rationale: the reasons that came with it.
     trace: a plan or the tool calls that led to it, any JSON.
     rubric: by criterion, one judge's number or several judges'.
+    truncated: whether the teacher was cut off before it had ended.
   """
 
   text: str
@@ -52,6 +54,7 @@ class Sample(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
   rationale: str | None = None
   trace: Any = None
   rubric: dict[str, float | list[float]] = {}
+  truncated: bool = False
 
 
 class Answers(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -96,6 +99,12 @@ def is_file(path: str) -> bool:
 def is_answers(path: str) -> bool:
   """Whether a path names answers: a file, there or not, or a store."""
   return is_file(path) or is_store(path)
+
+
+def writes(settings: Mapping[str, Any]) -> bool:
+  """Whether a study's teacher leaves completions that it wrote."""
+  tokens = settings["task"]["tokens"]["length"] > 0
+  return tokens and is_black_box(settings["teacher"])
 
 
 def is_black_box(teacher: Mapping[str, Any]) -> bool:

@@ -30,7 +30,7 @@ from kd.data.task import Split, Task
 from kd.errors import UserError, brief
 from kd.models import checkpoints, functional
 from kd.parallel import mesh
-from kd.teachers import answers
+from kd.teachers import answers, prompted
 from kd.train import checkpoint
 
 
@@ -45,6 +45,8 @@ class Teacher:
     fraction: of the train split, the first rows that it learned from.
     of_another_split: whether it was trained on another task or split, and so
       perhaps on examples that this one tests on.
+    reader: of a language model that reads texts in a prompt; None of a model
+      that reads what students read.
   """
 
   model: Mapping[str, Any]
@@ -52,6 +54,7 @@ class Teacher:
   fingerprint: str
   fraction: float
   of_another_split: bool = False
+  reader: prompted.Reader | None = None
 
   @functools.cached_property
   def _everywhere(self):
@@ -68,7 +71,8 @@ class Teacher:
   ) -> Any:
     """Returns what fn makes of the outputs on the split's `rows`, as numpy.
 
-    Every batch is padded to the same shape, and spread over the devices.
+    A prompted model's outputs are the logits of the classes. Of others, every
+    batch is padded to the same shape, and spread over the devices.
 
     Args:
       split, rows: the examples, N of them.
@@ -77,6 +81,10 @@ class Teacher:
       fn: of kd.models.functional.over; by itself it returns logits [N, V].
       arrays: of each position of the rows, for fn.
     """
+    if self.reader is not None:
+      logits = self.reader.logits(split.texts(rows), batch)
+      found = prompted.of_logits(fn)(logits, *arrays)
+      return jax.tree.map(np.asarray, found)
     forward, ahead = functional.spread(self.model, task.signature, batch, fn)
     out, each = [], task.positions
     for i in range(0, len(rows), ahead):
@@ -111,6 +119,9 @@ def check(section: Mapping[str, Any], task: Task) -> float:
   if has_answers(section):
     return 0.0
   if checkpoints.is_checkpoint(section["path"]):
+    if is_prompted(section, task):
+      prompted.make(section, task)
+      return section["fraction"]
     _check_checkpoint(section, task)
     return 0.0
   if section["path"]:
@@ -123,6 +134,11 @@ def check(section: Mapping[str, Any], task: Task) -> float:
   functional.define(options(section), task.signature)
   check_jitter("teacher.train.jitter", section["train"]["jitter"], task)
   return 0.0 if section["pretrained"] else section["fraction"]
+
+
+def is_prompted(section: Mapping[str, Any], task: Task) -> bool:
+  """Whether the teacher is a language model that reads texts in a prompt."""
+  return task.tokens is None and checkpoints.is_checkpoint(section["path"])
 
 
 def has_answers(section: Mapping[str, Any]) -> bool:
@@ -141,8 +157,10 @@ def check_jitter(path: str, pixels: int, task: Task) -> None:
 
 def first_unseen(fraction: float, task: Task) -> int:
   """Returns the first row of the train split that a teacher of a fraction of
-  it hasn't seen."""
-  return max(1, round(fraction * len(task.train))) if fraction else 0
+  it hasn't seen; of tasks of tokens filled to one size, as many are left."""
+  size = len(task.train)
+  left = size - round(fraction * size)
+  return max(1, task.train.filled - left) if fraction else 0
 
 
 def describe(
@@ -208,16 +226,27 @@ def _check_fit(folder: str, found: Mapping, task: Task) -> None:
 
 def _check_checkpoint(section: Mapping[str, Any], task: Task) -> None:
   """Checks that a language model reads what the task's tokenizer writes."""
-  if task.tokens is None:
-    raise UserError(
-      f"teacher.path = {section['path']!r} is a language model, and the task "
-      f"{task.name!r} has no tokens; expected task.tokens.length >= 2"
-    )
+  assert task.tokens is not None
   folder = checkpoints.folder(section["path"])
+  check_tokenizer(folder, task)
+  functional.define(_checkpoint(section, folder), task.signature)
+
+
+def check_tokenizer(folder: str, task: Task) -> None:
+  """Raises UserError unless a language model's is the task's tokenizer."""
+  assert task.tokens is not None
   own = tokenizers.load(folder)
   if own.fingerprint != task.tokens.tokenizer.fingerprint:
     vocabulary.refuse_others(own, task.tokens.tokenizer)
-  functional.define(_checkpoint(section, folder), task.signature)
+
+
+def kind(section: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the name and options of the model that a config's section means."""
+  if checkpoints.is_checkpoint(section["path"]):
+    return _checkpoint(section, checkpoints.folder(section["path"]))
+  if section["path"]:
+    return config.tuples(_description(section["path"])["model"])
+  return options(section)
 
 
 def _checkpoint(section: Mapping[str, Any], folder: str) -> dict[str, Any]:
@@ -229,9 +258,34 @@ def load_checkpoint(section: Mapping[str, Any], task: Task) -> Teacher:
   """Returns the language model that `teacher.path` names."""
   folder = checkpoints.folder(section["path"])
   kind = _checkpoint(section, folder)
+  if task.tokens is None:
+    return _load_prompted(section, kind, task)
   weights = checkpoint_weights(kind, task)
   what = {k: v for k, v in kind.items() if k != "folder"}
   return Teacher(kind, weights, fingerprint_of(what, weights), 0.0)
+
+
+def _load_prompted(
+  section: Mapping[str, Any], kind: Mapping[str, Any], task: Task
+) -> Teacher:
+  """Returns a language model that reads the task's texts in a prompt."""
+  prompt = prompted.make(section, task)
+  model = models.load_pretrained(
+    kind["folder"],
+    kind.get("dtype", "float32"),
+    param_dtype=kind.get("param_dtype", "float32"),
+  )
+  _, params, rest = nnx.split(model, nnx.Param, ...)
+  weights = {"params": params, "rest": rest}
+  kind = {**kind, "prompt": prompt.facts}
+  what = {k: v for k, v in kind.items() if k != "folder"}
+  return Teacher(
+    kind,
+    weights,
+    fingerprint_of(what, weights),
+    section["fraction"],
+    reader=prompted.Reader(model, prompt),
+  )
 
 
 def checkpoint_weights(kind: Mapping[str, Any], task: Task) -> dict[str, Any]:
@@ -260,6 +314,13 @@ def checkpoint_weights(kind: Mapping[str, Any], task: Task) -> dict[str, Any]:
     model.kept = nnx.Variable(jax.numpy.asarray(task.tokens.subset.ids))
   _, params, rest = nnx.split(model, nnx.Param, ...)
   return {"params": params, "rest": rest}
+
+
+def obtained(section: Mapping[str, Any], folder: str, task: Task) -> Teacher:
+  """Returns the teacher that a study has, or keeps in `folder`."""
+  if checkpoints.is_checkpoint(section["path"]):
+    return load_checkpoint(section, task)
+  return load(section["path"] or folder, task)
 
 
 def load(folder: str, task: Task) -> Teacher:

@@ -16,7 +16,6 @@ import numpy as np
 from kd import signals
 from kd.data.task import Task, joined
 from kd.errors import UserError
-from kd.models import checkpoints
 from kd.teachers import model
 from kd.train import arms, coverage, loop
 from kd.train.batches import Setup, Transfer, transfer_of
@@ -91,10 +90,8 @@ def _together(task: Task, room_mib: float) -> int:
 def _found(wanted: Wanted) -> model.Teacher | None:
   """Returns a teacher that need not be trained, or None."""
   section, task, folder = wanted.section, wanted.task, wanted.folder
-  if checkpoints.is_checkpoint(section["path"]):
-    return model.load_checkpoint(section, task)
   if section["path"] or model.is_there(folder):
-    return model.load(section["path"] or folder, task)
+    return model.obtained(section, folder, task)
   if not section["pretrained"]:
     return None
   options = model.options(section)
@@ -129,14 +126,18 @@ def _train(
     "train": section["train"],
     "signal": {"labelled": True, "pool": "teacher"},
   }
-  count, size = model.first_unseen(section["fraction"], task), len(task.train)
+  count = min(
+    min(model.first_unseen(section["fraction"], w.task), w.task.train.filled)
+    for w in wave
+  )
   inputs = joined([w.task.train for w in wave])
-  starts = np.arange(len(wave), dtype=np.int32)[:, None] * size
+  starts = np.arange(len(wave), dtype=np.int32)[:, None] * len(task.train)
   transfer = Transfer(
     inputs=inputs,
-    signal=signals.of_labels(inputs.labels()),
+    signal=signals.of_labels(inputs.labels(), inputs.counts()),
     rows=starts + np.arange(count, dtype=np.int32),
     jitter=section["train"]["jitter"],
+    positions=task.positions,
   )
   transfers = {transfer_of(arm["signal"]): transfer}
   groups = arms.group({ARM: arm}, task.num_classes)

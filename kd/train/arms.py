@@ -19,8 +19,9 @@ from jaxtyping import Array, Bool, Float
 from kd import divergences, models
 from kd.models.outputs import AT_A_TIME, Outputs
 from kd.objectives import terms
-from kd.objectives.registry import OBJECTIVES, Objective
-from kd.signals import Signal
+from kd.objectives.objective import Objective
+from kd.objectives.registry import OBJECTIVES
+from kd.signals import Signal, present
 from kernels import distill_loss
 
 NO_TEACHER: dict[str, Any] = dict(
@@ -61,8 +62,9 @@ class Part:
 
         sum over terms of weight mean_n loss_n,  n over rows that count
 
-    A row counts that the signal counts and that has what the term reads;
-    without one, the term is 0. From V = fused_from on, the terms that
+    A row is a position, or of an objective of completions a prompt. One counts
+    that the signal counts and that has what the term reads; without one, the
+    term is 0. From V = fused_from on, the terms that
     kernels.distill_loss expresses are one call of it, which never holds the
     logits of a large batch, but for those of which some rows may lack what is
     read. The others then look at a few rows at a time.
@@ -84,14 +86,15 @@ class Part:
       objective = OBJECTIVES[name]
       lacking = objective.rows if some else None
 
-      def counted(of, lacking=lacking, static=static):
+      def counted(of, lacking=lacking, static=static, objective=objective):
+        counts = None if objective.sequences else of.counts
         if lacking is None:
-          return of.counts
+          return counts
         own = lacking(of, student.num_classes, **static)
-        return own if of.counts is None else own & of.counts
+        return own if counts is None else own & counts
 
       counts, every = counted(signal), counted(whole or signal)
-      weights = _weights(counts, every, whole)
+      weights = _weights(counts, every, whole, objective.sequences)
       if large and objective.fused is not None:
         arguments = objective.fused(signal, weight, **keys)
         if lacking is not None:
@@ -113,6 +116,7 @@ def _weights(
   counts: Bool[Array, "B"] | None,
   every: Bool[Array, "N"] | None,
   whole: Signal | None,
+  prompts: bool = False,
 ) -> Float[Array, "B"] | float | None:
   """Returns each row's share of the mean over a whole batch.
 
@@ -120,6 +124,7 @@ def _weights(
     counts: which rows do; None is all.
     every: the same of the whole batch.
     whole: its signal, where these rows are a part of it.
+    prompts: whether rows are prompts with their completions.
 
   Returns:
     None where rows have equal shares that sum to 1.
@@ -127,7 +132,11 @@ def _weights(
   if counts is not None:
     assert every is not None
     return counts / jnp.maximum(every.sum(), 1)
-  return None if whole is None else 1 / len(whole.truth.ids)
+  if whole is None:
+    return None
+  if prompts:
+    return 1 / len(present(whole.completions, "completions").kinds)
+  return 1 / len(whole.truth.ids)
 
 
 def _fused(
@@ -151,7 +160,8 @@ def _losses(objective: Objective, student: Outputs, signal: Signal, keys):
   time and again in the backward pass, so that the logits of a batch are never
   there."""
   rows, size = len(student.hidden), AT_A_TIME // student.num_classes
-  if objective.couples or not student.is_large or rows <= size:
+  whole = objective.couples or objective.sequences
+  if whole or not student.is_large or rows <= size:
     return objective.loss(student, signal, **keys)
   live = signal.dense if isinstance(signal.dense, Outputs) else None
   if live is not None:
@@ -188,6 +198,8 @@ class Group:
     student: the model's name and options.
     optimizer: "sgd", "adam" or "adamw".
     signal: the section that says what the arms' transfer set is.
+    start: which weights the runs begin with (kd.study.students); None where
+      each seed draws its own.
   """
 
   parts: tuple[Part, ...]
@@ -195,6 +207,7 @@ class Group:
   student: Mapping[str, Any]
   optimizer: str
   signal: Mapping[str, Any]
+  start: Mapping[str, Any] | None = None
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -228,6 +241,7 @@ def group(
   arms: Mapping[str, Mapping],
   num_classes: int | None = None,
   black_box: bool = False,
+  writes: bool = False,
   fused_from: int = FUSED_FROM,
 ) -> list[Group]:
   """Checks every arm's keys and gathers the arms that can train together.
@@ -237,6 +251,7 @@ def group(
     num_classes: V of the task; None where it isn't known yet, and then
       `check_classes` follows.
     black_box: whether the teacher leaves sampled answers alone.
+    writes: whether these are completions that it wrote.
     fused_from: the classes from which on the kernels' loss is taken.
 
   Raises:
@@ -245,7 +260,8 @@ def group(
   entries = []
   for name, arm in arms.items():
     models.check(f"arms.{name}.student", arm["student"])
-    entries.append((name, arm, terms.check(f"arms.{name}", arm, black_box)))
+    found = terms.check(f"arms.{name}", arm, black_box, writes)
+    entries.append((name, arm, found))
   groups = []
   for together in _gather(entries, _trains_with):
     parts = [

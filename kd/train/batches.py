@@ -10,7 +10,7 @@ where it is larger than what `task.resident_mib` allows.
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from kd.data.order import positions, stream
 from kd.data.task import Split, Task
-from kd.signals import Signal, rows_of
+from kd.signals import Signal, present, rows_of
 from kd.signals.store import Streamed
 
 
@@ -53,6 +53,9 @@ class Transfer:
     jitter: pixels by which its images are shifted at random.
     live: how the teacher answers each batch inside the step, after the jitter;
       None where its signal was stored. `signal` then holds true labels alone.
+    positions: L, the signal's rows of an example; of C completions, C L.
+    references: by `student_of`, what students give the completions before their
+      training [S, N, C], where an objective asks for it.
   """
 
   inputs: Split
@@ -61,6 +64,8 @@ class Transfer:
   first: int = 0
   jitter: int = 0
   live: Live | None = None
+  positions: int = 1
+  references: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Setup:
 
   Attributes:
     task: gives shapes, the scale of the inputs and the validation split.
+    start: the weights that groups begin with, as `loop.fit` asks for them; None
+      where all are drawn.
     validations: a split for each run instead of the task's, all of one size;
       empty where all runs share that.
     transfers: by the name that `transfer_of` gives a group of arms.
@@ -85,6 +92,7 @@ class Setup:
   eval_batch: int = 1024
   devices: int = 1
   validations: Sequence[Split] = ()
+  start: Callable[[Sequence[Any]], Sequence[Mapping[str, Array]]] | None = None
 
 
 def transfer_of(section: Mapping[str, Any]) -> str:
@@ -92,21 +100,29 @@ def transfer_of(section: Mapping[str, Any]) -> str:
   return json.dumps(section, sort_keys=True)
 
 
-def interval_bytes(train: Mapping[str, Any], seeds: int, task: Task) -> int:
+def student_of(section: Mapping[str, Any]) -> str:
+  """Names the student that an arm's `student` section describes."""
+  return json.dumps(section, sort_keys=True)
+
+
+def interval_bytes(
+  train: Mapping[str, Any], seeds: int, task: Task, signal: int = 0
+) -> int:
   """Bounds from below what the batches of an interval take, host and device.
 
   Args:
     train: the config's section.
     seeds: how many runs an arm has.
     task: says how large an input is, and whether inputs are streamed.
+    signal: bytes of an example's signals that are streamed.
   """
   size, every = train["batch_size"], min(train["log_every"], train["steps"])
   numbers = math.prod(task.input_shape)
   need = seeds * size * (4 * every + 4 * numbers)  # rows, and a float32 batch
-  if not task.resident:  # two intervals that were read ahead, and two in work
-    each = np.dtype(task.train.form.dtype).itemsize * numbers
-    need += 4 * seeds * size * every * each
-  return need
+  if not task.resident:
+    signal += np.dtype(task.train.form.dtype).itemsize * numbers
+  # Two intervals that were read ahead, and two in work.
+  return need + 4 * seeds * size * every * signal
 
 
 def resident(setup: Setup) -> dict[str, Any]:
@@ -153,7 +169,7 @@ def _examples(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def gather(placed, x: Mapping[str, Array], positions: int):
   """Gathers one batch (inputs, signal) inside the compiled step; the signal has
-  a row for each of an example's positions."""
+  a row for each of an example's `positions`."""
   signal = x.get("signal")
   if signal is None:
     rows = x["rows"] - placed["first"]
@@ -162,6 +178,18 @@ def gather(placed, x: Mapping[str, Array], positions: int):
   if placed["inputs"] is None:
     return x["inputs"], signal
   return jnp.take(placed["inputs"], x["rows"], axis=0), signal
+
+
+def referred(signal: Signal, x: Mapping[str, Any], student: Mapping[str, Any]):
+  """Returns a batch's signal with what a student gave its completions before
+  its training, where that was asked for."""
+  own = x.get("references", {}).get(student_of(student))
+  if own is None:
+    return signal
+  of = dataclasses.replace(
+    present(signal.completions, "completions"), reference=own
+  )
+  return dataclasses.replace(signal, completions=of)
 
 
 def intervals(
@@ -197,18 +225,30 @@ def intervals(
 def _feed(setup, transfer, rows, count) -> Iterator[dict[str, Any]]:
   signal = transfer.signal
 
+  def refer(rows):
+    if not transfer.references:
+      return {}
+    own = rows - transfer.first
+    return {
+      "references": {
+        student: np.stack([x[at] for x, at in zip(of, own, strict=True)])
+        for student, of in transfer.references.items()
+      }
+    }
+
   def read(rows):
-    found = {}
+    found = refer(rows)
     if not setup.task.resident:
       found["inputs"] = transfer.inputs.read(rows)
     if isinstance(signal, Streamed):
-      places = rows_of(rows - transfer.first, setup.task.positions)
+      places = rows_of(rows - transfer.first, transfer.positions)
       found["signal"] = signal.at(places)
     return found
 
   if setup.task.resident and not isinstance(signal, Streamed):
     for interval in range(count):
-      yield {"rows": rows(transfer, interval)}
+      own = rows(transfer, interval)
+      yield {"rows": own, **refer(own)}
     return
   ahead = stream(read, lambda k: rows(transfer, k), stop=count)
   for interval, found in enumerate(ahead):

@@ -6,8 +6,7 @@ that has something in every row needs no weights.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import numpy as np
 from kd.errors import UserError
 from kd.objectives import terms
 from kd.objectives.registry import OBJECTIVES
-from kd.signals import Labels, Samples, Signal
+from kd.signals import Labels, Samples, Signal, present
 from kd.signals.store import Streamed
 from kd.train.arms import Group
 from kd.train.batches import Transfer, transfer_of
@@ -46,14 +45,18 @@ def bind(
   bound = []
   for group in groups:
     own = [of[transfer_of(group.signal)] for of in transfers]
-    looks = [
-      functools.partial(_lacks, t, _on_host(t), num_classes) for t in own
-    ]
+    every = [term for part in group.parts for term in part.terms]
+    found = [iter(_has(t, every, num_classes)) for t in own]
     parts = [
       dataclasses.replace(
         part,
         partial=tuple(
-          any([look(part.names[0], *term) for look in looks])
+          any(
+            [
+              _lacks(t, next(has), part.names[0], *term)
+              for t, has in zip(own, found, strict=True)
+            ]
+          )
           for term in part.terms
         ),
       )
@@ -63,15 +66,19 @@ def bind(
   return bound
 
 
-def _lacks(transfer, signal, num_classes, arm: str, name: str, static) -> bool:
+def _lacks(
+  transfer: Transfer, has: np.ndarray, arm: str, name: str, static
+) -> bool:
   """Returns whether some example that is drawn lacks what a term reads."""
-  has = _counts(name, static, signal, num_classes)
-  asked = np.ones(len(has), bool) if signal.counts is None else signal.counts
-  # [S, n, L]: of each seed, example and position.
+  counts = transfer.signal.counts
+  each, asked = transfer.positions, np.ones(len(has), bool)
+  if OBJECTIVES[name].sequences:
+    each = 1
+  elif counts is not None:
+    asked = np.asarray(counts)
+  # [S, n, L]: of each seed, example and position; of a prompt, L is 1.
   drawn, asked = (
-    x.reshape(len(transfer.inputs) - transfer.first, -1)[
-      transfer.rows - transfer.first
-    ]
+    x.reshape(-1, each)[transfer.rows - transfer.first]
     for x in (has & asked, asked)
   )
   reads = terms.reads(name, static)
@@ -85,38 +92,58 @@ def _lacks(transfer, signal, num_classes, arm: str, name: str, static) -> bool:
   return not drawn[asked].all()
 
 
-def _on_host(transfer: Transfer) -> Signal:
-  """Returns what decides which rows count, as numpy; of a live teacher, who
-  answers every row, an answer that has no order."""
-  if isinstance(transfer.signal, Streamed):
-    n = len(transfer.signal)
-    parts = [
-      dataclasses.replace(
-        transfer.signal.at(np.arange(i, min(i + AT_A_TIME, n))),
-        dense=None,
-        entropy=None,
+def _has(
+  transfer: Transfer, every: Sequence[tuple[str, Mapping]], num_classes: int
+) -> list[np.ndarray]:
+  """Returns for each term which rows have what it learns from, bool [N]."""
+  needs = [OBJECTIVES[name].rows for name, _ in every]
+  if not any(needs):
+    return [np.ones(_count(transfer.signal), bool)] * len(every)
+  found: list[list[np.ndarray]] = [[] for _ in every]
+  for few in _chunks(transfer):  # read once for all terms
+    n = _count(few)
+    for rows, (name, static), own in zip(needs, every, found, strict=True):
+      if OBJECTIVES[name].sequences:
+        continue
+      has = (
+        np.ones(n, bool) if rows is None else rows(few, num_classes, **static)
       )
-      for i in range(0, n, AT_A_TIME)
-    ]
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-  signal = dataclasses.replace(transfer.signal, dense=None, entropy=None)
+      own.append(np.asarray(has))
+  for rows, (name, static), own in zip(needs, every, found, strict=True):
+    if OBJECTIVES[name].sequences:  # of a prompt's completions together
+      own.append(
+        np.asarray(
+          present(rows, "rows")(transfer.signal, num_classes, **static)
+        )
+      )
+  return [np.concatenate(own) for own in found]
+
+
+def _count(signal: Signal | Streamed) -> int:
+  """Returns N."""
+  if isinstance(signal, Streamed):
+    return len(signal)
+  return len(signal.truth.ids)
+
+
+def _chunks(transfer: Transfer) -> Iterator[Signal]:
+  """Yields what decides which rows count, as numpy; of a live teacher, who
+  answers every row, an answer that has no order."""
+  signal, n = transfer.signal, _count(transfer.signal)
+  starts = range(0, n, AT_A_TIME)
+  if isinstance(signal, Streamed):
+    for i in starts:
+      few = signal.at(np.arange(i, min(i + AT_A_TIME, n)))
+      yield dataclasses.replace(few, dense=None, entropy=None)
+    return
+  signal = dataclasses.replace(
+    signal, dense=None, entropy=None, completions=None
+  )
   if transfer.live:
-    none = jnp.zeros((len(signal.truth.ids), 1), jnp.int32)
+    none = jnp.zeros((n, 1), jnp.int32)
     drawn = Samples(none, none.astype(jnp.float32))
     answer = Labels(none[:, 0])
     signal = dataclasses.replace(signal, answer=answer, samples=drawn)
-  return jax.tree.map(np.asarray, signal)
-
-
-def _counts(name, static, signal: Signal, num_classes: int) -> np.ndarray:
-  """Returns which rows of a signal have what a term learns from, bool [N]."""
-  rows = OBJECTIVES[name].rows
-  n = len(signal.truth.ids)
-  if rows is None:
-    return np.ones(n, bool)
-
-  def some(first):
-    few = jax.tree.map(lambda x: x[first : first + AT_A_TIME], signal)
-    return np.asarray(rows(few, num_classes, **static))
-
-  return np.concatenate([some(i) for i in range(0, n, AT_A_TIME)])
+  whole = jax.tree.map(np.asarray, signal)
+  for i in starts:
+    yield jax.tree.map(lambda x, i=i: x[i : i + AT_A_TIME], whole)

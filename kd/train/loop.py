@@ -16,9 +16,10 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd.models.functional import define
+from kd.models import functional
+from kd.models.functional import create
 from kd.parallel import mesh
-from kd.train import batches, program
+from kd.train import batches, checkpoint, program, references
 from kd.train.arms import Group, numbers_of
 from kd.train.batches import Setup
 from kd.train.checkpoint import Checkpoints
@@ -70,11 +71,13 @@ def fills_the_machine(
 
 def _forward_flops(group: Group, setup: Setup) -> float:
   shape = (setup.train["batch_size"], *setup.task.input_shape)
-  graphdef, init = define(group.student, setup.task.signature)
-  weights = jax.eval_shape(init, jax.random.key(0))
+  shell = nnx.eval_shape(
+    lambda: create(group.student, setup.task.signature, jax.random.key(0))
+  )
+  graphdef, weights = nnx.split(shell)
 
   def forward(weights, inputs):
-    return nnx.merge(graphdef, *weights)(inputs).logits
+    return nnx.merge(graphdef, weights)(inputs).logits
 
   dtype = jnp.float32 if setup.task.scale is not None else jnp.int32
   lowered = jax.jit(forward).lower(weights, jax.ShapeDtypeStruct(shape, dtype))
@@ -143,7 +146,11 @@ def fit(
   groups = _singly(groups, compiled.one_by_one)
   numbers = numbers_of(groups)
   seeds = jnp.asarray(setup.seeds, jnp.uint32)
-  state = compiled.init(seeds, numbers)
+  given, frozen = _start(groups, setup)
+  state = compiled.init(seeds, numbers, given)
+  del given  # each run has its own now
+  begun = [x.sharing(own) for x, own in zip(state, frozen, strict=True)]
+  setup = references.with_references(groups, setup, begun)
   done = 0
   if checkpoints is not None:
     done, state = checkpoints.restore(state)
@@ -151,7 +158,7 @@ def fit(
   if setup.devices > 1:
     by_seed = NamedSharding(mesh.of_seeds(setup.devices), P("seeds"))
     state = jax.device_put(state, by_seed)
-  resident = batches.resident(setup)
+  resident = {**batches.resident(setup), "frozen": frozen}
   late, length = None, None
   for stop, xs in batches.intervals(setup, done):
     if length not in (None, stop - done):
@@ -168,7 +175,64 @@ def fit(
     late()
   if checkpoints is not None:
     checkpoints.wait()
-  return _by_arm(groups, state)
+  return _shared(groups, state, frozen)
+
+
+def read(
+  groups: Sequence[Group], setup: Setup, folder: str, arm: str
+) -> TrainState:
+  """Returns the state of an arm's runs that `fit` left in its checkpoints.
+
+  Raises:
+    UserError: as kd.train.checkpoint.read.
+  """
+  one_by_one, _ = fills_the_machine(groups, setup)
+  groups = _singly(groups, one_by_one)
+  seeds = jax.ShapeDtypeStruct((len(setup.seeds),), jnp.uint32)
+  like = jax.eval_shape(
+    program.make_init(groups, setup), seeds, numbers_of(groups)
+  )
+  every = zip(groups, checkpoint.read(folder, like), strict=True)
+  own = [(group, state) for group, state in every if arm in group.names]
+  groups, state = zip(*own, strict=True)
+  return _shared(groups, state, _start(groups, setup)[1])[arm]
+
+
+def _start(groups: Sequence[Group], setup: Setup):
+  """Returns the weights that the groups begin with: ({path: array} of those
+  that train, state of those that don't) of each. What groups share is there
+  once."""
+  if setup.start is None:
+    return [{} for _ in groups], [{} for _ in groups]
+  placed: dict[int, jax.Array] = {}
+  every = mesh.of_seeds(setup.devices) if setup.devices > 1 else None
+  where = every and NamedSharding(every, P())
+
+  def put(x):
+    if id(x) not in placed:
+      placed[id(x)] = jax.device_put(x, where)
+    return placed[id(x)]
+
+  given, frozen = [], []
+  for group, arrays in zip(groups, setup.start(groups), strict=True):
+    shapes = functional.frozen(group.student, setup.task.signature)
+    held = {functional.dotted(path) for path, _ in nnx.to_flat_state(shapes)}
+    frozen.append(
+      functional.filled(shapes, {k: put(arrays[k]) for k in sorted(held)})
+    )
+    given.append({k: x for k, x in arrays.items() if k not in held})
+  return given, frozen
+
+
+def _shared(groups, state, frozen) -> dict[str, TrainState]:
+  """Returns the state by arm, with what the runs of each group share."""
+  of_arm = {
+    name: held
+    for group, held in zip(groups, frozen, strict=True)
+    for name in group.names
+  }
+  own = _by_arm(groups, state)
+  return {name: x.sharing(of_arm[name]) for name, x in own.items()}
 
 
 def _later(groups, setup, checkpoints, on_log, step, state, logs):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from kd.models.functional import define
+from kd.models.functional import define, filled
 from kd.parallel import mesh
 from kd.train import batches
 from kd.train.arms import Group, with_numbers
@@ -45,18 +45,26 @@ def init_key(seed) -> Array:
 
 
 def make_init(groups: Sequence[Group], setup: Setup):
-  """Returns the compiled start: (seeds [S], numbers) -> the state before the
-  first step, a tuple with one entry for each group, of arrays [S, A, ...]."""
+  """Returns the compiled start: (seeds [S], numbers, given) -> the state before
+  the first step, a tuple with one entry for each group, of arrays [S, A, ...].
 
-  def every_seed(seeds, numbers):
+  `given` holds for each group {path: weights} that its runs begin with; others
+  are drawn for each seed, all of them without it.
+  """
+
+  def every_seed(seeds, numbers, given=None):
     own = with_numbers(groups, numbers)
-    return jax.vmap(lambda seed: one_seed(own, init_key(seed)))(seeds)
+    given = given or [{} for _ in groups]
+    one = lambda seed: one_seed(own, given, init_key(seed))
+    return jax.vmap(one)(seeds)
 
-  def one_seed(groups, key):
-    return tuple(one_group(group, key) for group in groups)
+  def one_seed(groups, given, key):
+    own = zip(groups, given, strict=True)
+    return tuple(one_group(group, arrays, key) for group, arrays in own)
 
-  def one_group(group, key) -> TrainState:
+  def one_group(group, arrays, key) -> TrainState:
     params, rest = define(group.student, setup.task.signature)[1](key)
+    params = filled(params, arrays)
     one_arm = functools.partial(initial, group, setup, params, rest)
     return jax.vmap(one_arm)(group.numbers)
 
@@ -80,7 +88,9 @@ def _bundles(groups: Sequence[Group], setup: Setup) -> list[list[int]]:
 def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
   """Returns the compiled program: (state, seeds, xs, numbers, start, resident)
   -> (state, logs), with `xs` the batches of kd.train.batches, [S, steps, ...],
-  and `numbers` the arms'. It serves other numbers, data and seeds as well."""
+  `numbers` the arms' and in `resident` what lies on the device, with "frozen",
+  the weights of each group that do not train. It serves other numbers, data and
+  seeds as well."""
   every = [list(range(len(groups)))]
   bundles = _bundles(groups, setup) if one_by_one else every
   graphdefs = [define(g.student, setup.task.signature)[0] for g in groups]
@@ -103,8 +113,16 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
       step, x = item
       drop, look = jax.random.split(jax.random.fold_in(stream, step))
       found = {k: batch(k, resident[k], x[k], look) for k in x}
+
+      def own_batch(i):
+        inputs, signal = found[names[i]]
+        return inputs, batches.referred(signal, x[names[i]], own[i].student)
+
       out = [
-        train_step(graphdefs[i], own[i], setup, st, found[names[i]], drop, step)
+        train_step(
+          *(graphdefs[i], own[i], setup, st),
+          *(own_batch(i), drop, step, resident["frozen"][i]),
+        )
         for i, st in zip(bundle, state, strict=True)
       ]
       return tuple(st for st, _ in out), tuple(log for _, log in out)
@@ -116,8 +134,10 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
     logs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), logs)
     return state, tuple(map(restore_axis, members, logs))  # [A, steps]
 
-  def look(i, state, logs, step, examples):
-    one = functools.partial(validate, graphdefs[i], setup, examples, step)
+  def look(i, state, logs, step, examples, frozen):
+    one = functools.partial(
+      validate, graphdefs[i], setup, examples, step, frozen
+    )
     state, seen = jax.vmap(one)(state)
     return state, logs | seen
 
@@ -131,7 +151,8 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
       trained = train(groups, bundle, own, stream, steps, xs, resident)
       for i, *of_group in zip(bundle, *trained, strict=True):
         examples = resident["validation"] if held is None else held
-        done[i] = look(i, *of_group, start + length, examples)
+        shared = resident["frozen"][i]
+        done[i] = look(i, *of_group, start + length, examples, shared)
     out = [done[i] for i in range(len(groups))]
     return tuple(st for st, _ in out), tuple(log for _, log in out)
 

@@ -35,23 +35,34 @@ class TrainState:
     rest: the model's other variables, such as batch statistics.
     opt: the optimiser's state.
     best: the `weights` that were best on the validation split.
-    best_accuracy: theirs there; -1 where none was looked at.
+    best_score: theirs there, of `Task.score`; -inf where none was looked at.
     best_step: the step after which they were.
     diverged: the step at which the run was stopped, counted from 1; 0 is never.
+    frozen: weights that all runs share, without those axes; in a program and in
+      checkpoints None, where they are no part of the state.
   """
 
   params: Any
   rest: Any
   opt: Any
   best: Mapping[str, Any]
-  best_accuracy: Array
+  best_score: Array
   best_step: Array
   diverged: Array
+  frozen: Any = None
 
   @property
   def weights(self) -> dict[str, Any]:
     """The last ones, as kd.models.functional takes them."""
-    return {"params": self.params, "rest": self.rest}
+    shared = {"frozen": self.frozen} if self.frozen else {}
+    return {"params": self.params, "rest": self.rest} | shared
+
+  def sharing(self, frozen: Any) -> "TrainState":
+    """Returns the state with weights that all runs share, once for them all."""
+    if not frozen:
+      return self
+    best = {**self.best, "frozen": frozen}
+    return dataclasses.replace(self, best=best, frozen=frozen)
 
 
 # Checkpoints hold the arrays in this order.
@@ -69,7 +80,7 @@ def initial(group: Group, setup: Setup, params, rest, numbers) -> TrainState:
     rest=rest,
     opt=_optimizer(group, setup, numbers).init(params),
     best={"params": params, "rest": rest},
-    best_accuracy=jnp.float32(-1.0),
+    best_score=jnp.float32(-jnp.inf),
     best_step=jnp.int32(0),
     diverged=jnp.int32(0),
   )
@@ -88,7 +99,9 @@ def make_batch(
     x: which rows, and their inputs where those are streamed.
     key: of what is random in it.
   """
-  inputs, signal = batches.gather(placed, x, task.positions)
+  inputs, signal = batches.gather(placed, x, transfer.positions)
+  if transfer.positions > task.positions:  # each prompt has several rows
+    inputs = inputs.reshape(-1, *task.input_shape)
   inputs = scaled(inputs, task.signature)
   if transfer.jitter:
     inputs = jitter(key, inputs, transfer.jitter)
@@ -133,6 +146,7 @@ def train_step(
   batch: tuple[Array, Signal],
   key: Array,
   step: Array,
+  frozen: Any = None,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Takes one optimiser step of a group's arms.
 
@@ -148,12 +162,13 @@ def train_step(
     batch: inputs and signal.
     key: of dropout, the same for every arm.
     step: counted from 0.
+    frozen: weights that all runs share and none trains.
 
   Returns:
     (state, {"loss" [A], "grad_norm" [A]}).
   """
   loss, grads, rest = gradients(
-    graphdef, group, state, batch, key, setup.train["accumulate"]
+    graphdef, group, state, batch, key, setup.train["accumulate"], frozen
   )
   norm = each_arm(optax.tree.norm, group)(grads)
   alive = state.diverged == 0
@@ -172,12 +187,18 @@ def train_step(
 
 
 def gradients(
-  graphdef, group: Group, state, batch: tuple[Array, Signal], key, parts: int
+  graphdef,
+  group: Group,
+  state,
+  batch: tuple[Array, Signal],
+  key,
+  parts: int,
+  frozen: Any = None,
 ):
   """Returns each arm's loss [A], its gradient, and the model's other variables.
 
   Args:
-    graphdef, group, state, batch, key: of `train_step`.
+    graphdef, group, state, batch, key, frozen: of `train_step`.
     parts: in which the batch is looked at, one after another, so that fewer
       activations are there at once. The loss is that of the whole batch, a
       mean over all the positions in it that count.
@@ -189,7 +210,7 @@ def gradients(
 
     def apply(params, rest):
       # A copy, since training updates the batch statistics.
-      model = nnx.merge(graphdef, params, rest, copy=True)
+      model = nnx.merge(graphdef, params, rest, frozen or {}, copy=True)
       outputs = model(inputs, nnx.Rngs(dropout=key))
       _, _, rest = nnx.split(model, nnx.Param, ...)
       return outputs, rest
@@ -258,6 +279,7 @@ def validate(
   setup: Setup,
   examples: Sequence[Array],
   step: Array,
+  frozen: Any,
   state: TrainState,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Scores one run on the validation split and keeps the best weights.
@@ -270,12 +292,13 @@ def validate(
     setup: what the runs share.
     examples: inputs and labels of the split, and which labels count.
     step: the last that was taken, counted from 1.
+    frozen: of `train_step`.
     state: of one run.
   """
   inputs, labels, counts = examples
   right, nll, finite = over(
     graphdef,
-    state.weights,
+    state.weights | {"frozen": frozen or {}},
     inputs,
     setup.task.signature,
     setup.eval_batch,
@@ -286,16 +309,17 @@ def validate(
   step = jnp.asarray(step, jnp.int32)
   bad = ~(_all_finite(state.weights) & jnp.all(finite))
   diverged = jnp.where((state.diverged == 0) & bad, step, state.diverged)
-  better = (accuracy > state.best_accuracy) & (diverged == 0)
-  best = state.weights, accuracy, step
-  kept = state.best, state.best_accuracy, state.best_step
-  best, best_accuracy, best_step = jax.tree.map(
+  score = setup.task.score(accuracy, nll)
+  better = (score > state.best_score) & (diverged == 0)
+  best = state.weights, score, step
+  kept = state.best, state.best_score, state.best_step
+  best, best_score, best_step = jax.tree.map(
     lambda a, b: jnp.where(better, a, b), best, kept
   )
   state = dataclasses.replace(
     state,
     best=best,
-    best_accuracy=best_accuracy,
+    best_score=best_score,
     best_step=best_step,
     diverged=diverged,
   )

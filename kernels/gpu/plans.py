@@ -200,7 +200,8 @@ def by_platform(spec, student, teacher) -> dict[str, Plan] | str:
   TopK teachers, token_log_probs and a sharded V run in XLA under the name "gpu"
   too: there are no dense rows, no loss, or no whole rows to keep. A V that
   copies cannot cut is padded (`padded`), which costs more than XLA's own
-  traffic, so "auto" takes XLA there; also where a teacher has fewer columns.
+  traffic, so "auto" takes XLA there. A teacher of fewer columns than the
+  student is padded too, which alone costs less (5 N V b instead of 7).
   """
   if spec is None or spec.vocab_axis is not None or isinstance(teacher, TopK):
     return {"cuda": xla.ACCELERATOR, "cpu": xla.ACCELERATOR}
@@ -237,9 +238,7 @@ def by_platform(spec, student, teacher) -> dict[str, Plan] | str:
     # The interpreter wants a host thread per CTA of a cluster (NPROC) or hangs.
     cluster=None if can else 1,
   )
-  models = [m for m in (student, teacher) if m is not None]
-  auto = all(readable(num_columns(m), v, itemsizes) for m in models)
-  plan = dataclasses.replace(plan, auto=auto)
+  plan = dataclasses.replace(plan, auto=padded(v, itemsizes) == v)
   return {"cuda" if can else "cpu": plan}
 
 

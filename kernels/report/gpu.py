@@ -9,6 +9,7 @@ Each compile happens in a subprocess: the folder must be set before jax is
 imported, and Mosaic GPU may abort. `python -m kernels.report.gpu` is it.
 """
 
+import functools
 import importlib.util
 import pathlib
 import re
@@ -103,11 +104,14 @@ def head_jobs(
   dtype: str = "bfloat16",
   devices: int = 1,
   parallel: str | None = None,
+  soft_cap: float | None = None,
+  divergence: str = "forward_kl",
 ) -> list[dict]:
-  """Returns jobs: value_and_grad of forward KL from hidden states.
+  """Returns jobs: value_and_grad of a divergence from hidden states.
 
   Args:
     shapes: (N, H_s, H_t, V).
+    soft_cap: of both heads.
     devices: of the target.
     parallel: "vocab" (heads sharded over V) or "data" (rows), in a shard_map.
   """
@@ -120,8 +124,9 @@ def head_jobs(
       "h_t": h_t,
       "v": v,
       "dtype": dtype,
-      "divergence": "forward_kl",
-      "phi": "forward_kl",
+      "soft_cap": soft_cap,
+      "divergence": divergence,
+      "phi": divergence,
       "hard": False,
       "implementation": implementation,
       "devices": devices,
@@ -260,6 +265,7 @@ def _compile(job: dict):
   if job["kind"] == "logits":
     shapes, specs = [logits((n, v))] * 2, [logits(row)] * 2
   else:
+    head = functools.partial(head, soft_cap=job["soft_cap"])
     shapes = [head((n, h), (h, v)) for h in (job["h_s"], job["h_t"])]
     specs = [head(row, column)] * 2
   struct = lambda shape, dtype, spec: jax.ShapeDtypeStruct(

@@ -41,25 +41,34 @@ HEADS = (8192, 2048, 4096, 131072)  # N, H_s, H_t, V
 
 
 def kernel(job: dict) -> dict:
-  """Compiles value_and_grad of given logits at a traced temperature."""
+  """Compiles value_and_grad of given logits at a traced temperature.
+
+  With a job's "soft_cap" the student is a Head of width 128: caps are heads'.
+  """
   n, v, target = job["n"], job["v"], job["target"]
   gen = plans.GENERATIONS[target]
   phi = resolve(job["divergence"])
 
-  def fn(z, z_t, labels, temperature):
-    student, teacher = Logits(z), Logits(z_t)
+  cap = job.get("soft_cap")
+
+  def fn(student, teacher, labels, temperature):
     kw: dict[str, Any] = dict(divergence=phi, temperature=temperature)
     kw["implementation"] = plans.plan(student, teacher, gen=gen)
     if job["hard"]:
       kw |= dict(labels=labels, hard_weight=0.5)
     return distill_loss(student, teacher, **kw)
 
-  struct = jax.ShapeDtypeStruct
-  z = struct((n, v), jnp.dtype(job["dtype"]))
-  shapes = (z, z, struct((n,), jnp.int32), struct((), jnp.float32))
+  struct: Any = jax.ShapeDtypeStruct
+  dtype = jnp.dtype(job["dtype"])
+  z = struct((n, v), dtype)
+  student: Any = Logits(z)
+  if cap is not None:
+    h, w = struct((n, 128), dtype), struct((128, v), dtype)
+    student = Head(h, w, soft_cap=cap)
+  shapes = struct((n,), jnp.int32), struct((), jnp.float32)
   elapsed = stopwatch()
   step = jax.value_and_grad(fn, has_aux=True)
-  compiled = topologies.compile_for(target, step, *shapes)
+  compiled = topologies.compile_for(target, step, student, Logits(z), *shapes)
   out = dict(compile_s=elapsed())
   out |= _memory(compiled, (n, v))
   itemsize = z.dtype.itemsize
@@ -104,7 +113,10 @@ def heads(job: dict) -> dict:
 
   bf16 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
   bias = bf16((v,)) if job.get("bias") else None
-  shapes = [Head(bf16((n, h)), bf16((h, v)), bias) for h in (h_s, h_t)]
+  shapes = [
+    Head(bf16((n, h)), bf16((h, v)), bias, soft_cap=job.get("soft_cap"))
+    for h in (h_s, h_t)
+  ]
   elapsed = stopwatch()
   step = jax.value_and_grad(fn)
   compiled = topologies.compile_for(job["target"], step, *shapes)

@@ -3,7 +3,7 @@
     0  m = max z, of a row's first columns, or 0: see `statistics`
     1  x = c z - c m, s = sum 2^x                 c = log2(e) / T; c z is kept
     2  log2 q = x - log2 s, D = sum phi, U = sum u; q and u are kept instead
-    3  dz = k (u - q U) + k_hard (softmax - onehot)
+    3  dz = k (u - q U) + k_hard (softmax - onehot), times a cap's slope
 
 A phi that is linear in lq and lp (`linear.Linear`: the KLs) needs no sweep 2:
 sweep 1 sums 2^x x too, and keeps 2^x and u.
@@ -322,7 +322,10 @@ def slopes(
     top_1, on_1 = stats.m_s * LOG2E, k_hard / stats.s_1
   labels = label_lanes(refs, base) if kernel.hard_slope else None
 
-  def write(at, valid, start=None):
+  def read(at, valid):
+    return load(kernel, refs.z_s, at, valid, floor=False)
+
+  def write(at, valid, z_s=None, start=None):
     if kernel.stash:
       q, u = refs.q[:, at], refs.u[:, at]
     elif kernel.soft:
@@ -339,22 +342,23 @@ def slopes(
       if kernel.keeps_second:
         e_1 = refs.e_1[:, at]
       else:
-        z = load(kernel, refs.z_s, at, valid, floor=False)
+        z = read(at, valid)
         e_1 = jnp.exp2(z * LOG2E - spread(top_1, z))
       dz = dz + spread(on_1, q) * e_1
     if start is not None:
       dz = dz - jnp.where(labels == start, k_hard, 0.0)
     if kernel.soft_cap is not None:
-      z = load(kernel, refs.z_s, at, valid, floor=False)
-      dz = dz * tile.cap_slope(z, kernel.soft_cap)
+      dz = dz * tile.cap_slope(z_s, kernel.soft_cap)
     if kernel.guard:
       dz = jnp.where(spread(alive, dz), dz, 0.0)
     refs.dz[:, at] = dz.astype(refs.dz.dtype)
 
-  sweep(kernel, 3, lambda _, at, valid: write(at, valid), None, limit)
+  capped = kernel.soft_cap is not None
+  body = lambda _, *part: write(*part)
+  sweep(kernel, 3, body, None, limit, read=read if capped else None)
   if kernel.hard_slope:
     for start, at, valid in label_blocks(kernel, refs, base, limit):
-      write(at, valid, start)
+      write(at, valid, read(at, valid) if capped else None, start)
   if not kernel.block:  # padding columns
     for start in range(padded(kernel.vocab), refs.dz.shape[1], LANES):
       zeros = jnp.zeros((kernel.rows, LANES), refs.dz.dtype)

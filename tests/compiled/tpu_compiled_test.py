@@ -44,6 +44,8 @@ GEMMS = (
   heads("tpu7x", 128256),
   heads("v5e", gemms=True),
 )
+# With a cap nothing more: it is part of the GEMM's output.
+CAPPED = tuple(heads(t, soft_cap=30.0) for t in ("v5e", "tpu7x"))
 compiled = batch(
   tpu.run,
   [
@@ -57,6 +59,7 @@ compiled = batch(
     *RAGGED,
     *map(heads, MAIN),
     *GEMMS,
+    *CAPPED,
   ],
 )
 
@@ -102,6 +105,14 @@ class CompiledTest(parameterized.TestCase):
     self.assertNotIn("error", out)
     self.assertEqual(out["copies"], [])
     self.assertLessEqual(out["temp_bytes"], GIB)
+
+  @parameterized.parameters(*CAPPED)
+  def test_memory_of_capped_heads(self, **job):
+    out, plain = compiled(job), compiled(heads(job["target"]))
+    self.assertNotIn("error", out)
+    self.assertEqual(out["copies"], [])
+    self.assertEqual(out["kernels"], plain["kernels"])
+    self.assertLessEqual(out["temp_bytes"], 1.01 * plain["temp_bytes"])
 
   @parameterized.parameters(*range(len(GEMMS)))
   def test_memory_with_pallas_gemms(self, i):

@@ -77,12 +77,14 @@ def plan(
   facts=None,
   truth=True,
   pause=0.0,
+  positions=1,
   logits=logits,
   **section,
 ):
-  """Returns a plan of a linear teacher on random inputs."""
+  """Returns a plan of a linear teacher on random inputs, `count` of them, of
+  which so many positions are an example's."""
   options = config.defaults().signal.to_dict()
-  options |= {"shard_size": 128, "samples": 4, "k": 8, **section}
+  options |= {"shard_size": 128 // positions, "samples": 4, "k": 8, **section}
   labels = truth_of(count, classes) if truth else None
   of_teacher = functools.partial(logits, count=count, classes=classes)
   made = asks(options, of_teacher, labels)
@@ -91,20 +93,26 @@ def plan(
     if pause:
       print("batch", flush=True)
       time.sleep(pause)
-    return made(rows)
+    return made(signals.rows_of(rows, positions))
 
   return label.Plan(
     section=options,
-    count=count,
+    count=count // positions,
     num_classes=classes,
-    inputs=lambda rows: inputs(rows, count),
+    inputs=lambda rows: inputs(rows * positions, count),
     ask=ask,
     facts=FACTS if facts is None else facts,
-    batch=BATCH,
+    batch=BATCH // positions,
+    positions=positions,
   )
 
 
-KILLED = {"keep": "top_k", "dtype": "int8", "temperatures": (1.0, 2.0)}
+KILLED = {
+  "keep": "top_k",
+  "dtype": "int8",
+  "temperatures": (1.0, 2.0),
+  "positions": 4,
+}
 
 if __name__ == "__main__":
   for line in sys.stdin:

@@ -4,6 +4,7 @@ import pathlib
 import re
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -15,6 +16,14 @@ from kd.report import results_table, sentences, style
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 5, 400)
 LOGITS = RNG.normal(size=(400, 5)).astype(np.float32)
+
+
+def values(logits, labels, said=None):
+  """Returns all metrics of one run, from its logits."""
+  given = None if said is None or said.ndim > 1 else said >= 0
+  each = scores.of_logits(logits, labels, said)
+  classes = logits.shape[-1]
+  return scores.values(each, labels, bins=15, num_classes=classes, given=given)
 
 
 class DirectionTest(parameterized.TestCase):
@@ -32,7 +41,7 @@ class DirectionTest(parameterized.TestCase):
 
 class NamesTest(absltest.TestCase):
   def test_every_metric_of_a_run_has_a_name(self):
-    found = scores.scores(LOGITS, LABELS, LOGITS, bins=15, num_classes=5)
+    found = values(LOGITS, LABELS, LOGITS)
     self.assertLessEqual(set(found), set(registry.names(5, False)))
     self.assertIn("recall_4_shifted", registry.names(5, True))
     self.assertNotIn("recall_5", registry.names(5, True))
@@ -42,14 +51,14 @@ class NamesTest(absltest.TestCase):
     box = registry.names(5, False, black_box=True)
     self.assertNotIn("kl_to_teacher", box)
     answers = np.where(LABELS == 3, -1, LABELS)
-    found = scores.scores(LOGITS, LABELS, answers, bins=15, num_classes=5)
+    found = values(LOGITS, LABELS, answers)
     self.assertEqual(set(found), {n for n in box if not n.endswith("_best")})
     same = (LOGITS.argmax(-1) == LABELS)[LABELS != 3].mean()
     self.assertAlmostEqual(float(found["agreement"]), same, 6)
 
   def test_many_classes_have_no_recall_each(self):
     logits = np.zeros((4, 101), np.float32)
-    found = scores.scores(logits, LABELS[:4], None, bins=15, num_classes=101)
+    found = values(logits, LABELS[:4])
     self.assertEqual(set(found), {"accuracy", "nll", "ece", "brier"})
 
 
@@ -69,24 +78,22 @@ class NewEntryTest(absltest.TestCase):
       "top-2 accuracy",
       registry.PERCENT,
       +1,
-      lambda metrics, run: jnp.mean(
-        jnp.any(jnp.argsort(run.logits)[:, -2:] == run.labels[:, None], axis=-1)
-      ),
+      lambda metrics, at: jnp.any(jnp.argsort(at.logits)[-2:] == at.label),
       shown="table",
     )
     self.enterContext(
       mock.patch.dict(registry.METRICS, {"top2_accuracy": entry})
     )
     self.assertIn("top2_accuracy_best", registry.names(5, False))
-    # Another number of bins: the function is compiled anew.
-    found = scores.scores(LOGITS, LABELS, LOGITS, bins=14, num_classes=5)
+    jax.clear_caches()  # the function is compiled anew
+    found = values(LOGITS, LABELS, LOGITS)
     self.assertGreater(found["top2_accuracy"], found["accuracy"])
-    values = {
+    of_arms = {
       arm: {"top2_accuracy": [0.7 + gain, 0.8 + gain, 0.71 + gain]}
       for arm, gain in {"hard": 0.0, "soft": 0.1}.items()
     }
     summary, _ = stats.summarise(
-      values,
+      of_arms,
       {"hard": None, "soft": "hard"},
       worth={"top2_accuracy": 0.0025},
     )

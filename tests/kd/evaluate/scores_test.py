@@ -146,7 +146,7 @@ class ArmTest(absltest.TestCase):
       rest=rest,
       opt=None,
       best=whole,
-      best_accuracy=jnp.zeros(2),
+      best_score=jnp.zeros(2),
       best_step=jnp.array([3, 4]),
       diverged=jnp.zeros(2, jnp.int32),
     )

@@ -12,9 +12,9 @@ from flax import nnx
 
 from kd import models
 from kd.errors import UserError
-from kd.models.decoder import Decoder
 from kd.models.rope import Rope
-from kd.models.spec import LayerSpec, Numerics, Spec
+from kd.models.spec import LayerSpec, Spec
+from tests.kd.models.decoders import filled
 
 V, L = 13, 12
 ROPE = Rope(30.0)
@@ -44,30 +44,12 @@ SEGMENTS = np.array([[1] * 5 + [2] * 4 + [0] * 3, [0] * 2 + [1] * 10])
 DOCUMENTS = ((0, 0, 5), (0, 5, 9), (1, 2, 12))  # row, first, end
 
 
+make = functools.partial(filled, SPEC)
+
+
 @functools.cache
 def weights():
-  """Returns weights larger than a model's first: attention that matters, scales
-  that differ."""
-
-  @jax.jit
-  def draw():
-    state = nnx.state(Decoder(SPEC, Numerics(), rngs=nnx.Rngs(0)))
-    leaves, structure = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    more = [
-      x + 0.3 * jax.random.normal(k, x.shape)
-      for k, x in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, more)
-
-  return draw()
-
-
-def make(**numerics):
-  model = nnx.eval_shape(
-    lambda: Decoder(SPEC, Numerics(**numerics), rngs=nnx.Rngs(0))
-  )
-  return nnx.merge(nnx.graphdef(model), weights())
+  return nnx.state(make())
 
 
 @jax.jit
@@ -197,6 +179,13 @@ class NumericsTest(parameterized.TestCase):
     np.testing.assert_allclose(
       logits(half, IDS, SEGMENTS)[SEGMENTS > 0], exact[SEGMENTS > 0], atol=0.2
     )
+
+  def test_many_looks_at_a_word_add_up_in_float32(self):
+    graphdef = nnx.graphdef(make(dtype=jnp.bfloat16))
+    loss = lambda w: jnp.sum(nnx.merge(graphdef, w).hidden(IDS))
+    text = str(jax.make_jaxpr(jax.grad(loss))(weights()))
+    self.assertRegex(text, rf"f32\[{V},8\] = scatter-add")
+    self.assertNotRegex(text, r"bf16\[\S* = scatter-add")
 
   def test_outputs_are_positions_with_their_head(self):
     model = make()

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 
 from kd import signals
 from kd.errors import UserError
-from kd.signals import codec, label, store
+from kd.signals import codec, label, schema, store
 from tests.kd import labelling
 
 
@@ -99,11 +99,11 @@ class ReadTest(Folder):
     self.assertLen(opened, plan.count)
     shuffled = grain.MapDataset.source(opened).shuffle(seed=0)
     rows = [shuffled[i] for i in range(40)]
-    keys = {int(k): i for i, k in enumerate(whole[store.KEY])}
+    keys = {int(k): i for i, k in enumerate(whole[schema.KEY])}
     for row in rows:
-      at = keys[int(row[store.KEY])]
+      at = keys[int(row[schema.KEY])]
       chex.assert_trees_all_equal(row, {k: x[at] for k, x in whole.items()})
-    self.assertGreater(len({int(row[store.KEY]) for row in rows}), 30)
+    self.assertGreater(len({int(row[schema.KEY]) for row in rows}), 30)
     with self.assertRaises(IndexError):
       opened[plan.count]
 
@@ -271,22 +271,22 @@ class CodecTest(parameterized.TestCase):
       "samples": 0,
       "temperatures": (1.0, 2.0, 4.0),
     }
-    schema = store.fields(section, bound)
+    fields = schema.fields(section, bound)
     rng = np.random.default_rng(0)
     rows = 4096
     ids = rng.integers(0, bound - 128, (rows, 128))
     ids = (np.sort(ids, axis=-1) + np.arange(128)).astype(np.int32)
     arrays = {
       f.name: rng.integers(0, 9, (rows, *f.shape)).astype(f.dtype)
-      for f in schema
+      for f in fields
     } | {"ids": ids}
     with tempfile.TemporaryDirectory() as folder:
       path = os.path.join(folder, "shard")
-      about = store.write_shard(path, schema, [arrays])
+      about = store.write_shard(path, fields, [arrays])
       self.assertEqual(os.path.getsize(path), about["bytes"])
     # The file format rounds a file up to 64 KiB, 16 bytes a row here.
     self.assertLessEqual(about["bytes"] - 2**16, 400 * rows)
-    self.assertLessEqual(store.row_bytes(section, bound), 400)
+    self.assertLessEqual(schema.row_bytes(section, bound), 400)
 
 
 class ErrorTest(Folder):

@@ -1,6 +1,7 @@
 """Arms gathered, and their losses: sums, and large vocabularies."""
 
 import dataclasses
+from unittest import mock
 
 import chex
 import jax
@@ -114,6 +115,47 @@ class LargeVocabularyTest(parameterized.TestCase):
 
   def test_a_live_teachers_answer(self):
     np.testing.assert_array_equal(LIVE.answer, TEACHER.argmax(-1))
+
+
+class ChunkedTest(parameterized.TestCase):
+  """Losses that no kernel has, of a few rows at a time."""
+
+  @parameterized.named_parameters(
+    (
+      "dkd",
+      dict(
+        objective="dkd", alpha=1.0, beta=2.0, temperature=1.5, target="truth"
+      ),
+    ),
+    ("order", dict(objective="partial_plackett_luce", k=3)),
+    ("frequencies", dict(objective="frequencies", samples=K, temperature=4.0)),
+  )
+  def test_values_and_gradients_are_those_of_all_at_once(self, arm):
+    made = small.settings({"arm": arm}, signal={"labelled": True})
+    (group,) = arms.group(made["arms"], V)
+    (part,) = group.parts
+    numbers = jax.tree.map(lambda x: x[0], part.numbers)
+    counts = jnp.asarray(np.arange(B) != 2)
+
+    def score(student, signal, at_a_time):
+      signal = dataclasses.replace(signal, counts=counts)
+      with mock.patch.object(arms, "AT_A_TIME", at_a_time):
+        fn = jax.value_and_grad(lambda s: part.loss(s, signal, numbers))
+        value, slope = fn(student)
+      return value, slope.hidden, slope.kernel, slope.bias
+
+    student = dataclasses.replace(STUDENT, large_from=2)
+    live = dataclasses.replace(SIGNAL, dense=LIVE)
+    expected, *found = jax.jit(
+      lambda: [
+        score(STUDENT, SIGNAL, 2 * V),
+        score(student, SIGNAL, 2 * V),
+        score(student, live, 4 * V),
+        score(student, live, 1),
+      ]
+    )()
+    for values in found:
+      chex.assert_trees_all_close(values, expected, rtol=1e-5, atol=1e-6)
 
 
 class GroupTest(absltest.TestCase):

@@ -32,7 +32,8 @@ class ValidateTest(parameterized.TestCase):
     student = groups[0].student
     graphdef, _ = functional.define(student, setup.task.signature)
     x, y = (jnp.asarray(a[:50]) for a in setup.task.validation.arrays())
-    cls.look = lambda state: step.validate(graphdef, setup, (x, y), 7, state)
+    examples = x, y, jnp.ones(50, bool)
+    cls.look = lambda state: step.validate(graphdef, setup, examples, 7, state)
 
   def with_bias(self, value, *, scale=1.0, **changes):
     """Returns the state with another bias of a hidden unit, and the head's
@@ -47,7 +48,7 @@ class ValidateTest(parameterized.TestCase):
     state, seen = type(self).look(self.with_bias(0.5))
     self.assertEqual((state.diverged, seen["diverged"]), (0, 0))
     self.assertEqual(state.best_step, 7)
-    self.assertEqual(state.best_accuracy, seen["validation_accuracy"])
+    self.assertEqual(state.best_score, seen["validation_accuracy"])
     chex.assert_trees_all_equal(state.best, state.weights)
 
   @parameterized.parameters(
@@ -59,7 +60,7 @@ class ValidateTest(parameterized.TestCase):
   def test_what_is_not_finite_is_marked_and_is_not_the_best(self, **weights):
     state, seen = type(self).look(self.with_bias(**weights))
     self.assertEqual((state.diverged, seen["diverged"]), (7, 7))
-    self.assertEqual((state.best_step, state.best_accuracy), (0, -1))
+    self.assertEqual((state.best_step, state.best_score), (0, -np.inf))
     chex.assert_trees_all_equal(state.best, self.state.best)
 
   def test_a_mark_stays(self):

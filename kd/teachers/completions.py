@@ -1,0 +1,224 @@
+"""A teacher that writes completions: its answers, as a task and a signal.
+
+All that is known of it is a file of prompts with completions
+(kd.teachers.answers), which a black box gave or one of our own language models
+writes here. Prompts of the validation and of the test split teach nobody. A
+student reads a prompt with each of its C completions, a row each:
+
+    answers -> filters -> rows and a signal (kd.teachers.completion_rows)
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import msgspec
+import numpy as np
+
+from kd import files
+from kd.data import documents
+from kd.data.documents import Record
+from kd.data.task import Task, Tokens, is_resident
+from kd.errors import UserError
+from kd.lines import lines
+from kd.teachers import answers, black_box, ingest, targets
+from kd.teachers import completion_rows as rows
+from kd.teachers.answers import Answers, Sample
+from kd.teachers.model import Teacher
+from kd.teachers.writing import Writer
+
+PART = 256  # prompts; what a kill can cost at most
+
+
+def check(settings: Mapping[str, Any], task: Task) -> None:
+  """Raises UserError where the task has no prompts, or arms ask a teacher of
+  our own for what it is asked once."""
+  view = rows.view_of(task)
+  for part in ("validation", "test"):
+    if not view.records[part]:
+      raise UserError(
+        f"task.{part} = {settings['task'][part]!r}: holds texts, and a teacher "
+        "that writes completions needs prompts; expected records of prompt and "
+        "completion, or messages"
+      )
+  if answers.is_answers(settings["teacher"]["path"]):
+    return
+  if not view.records["train"]:
+    raise UserError(
+      f"task.train = {settings['task']['train']!r}: holds texts; expected "
+      "prompts, which the teacher completes"
+    )
+  for name, arm in settings["arms"].items():
+    for key in ("temperature", "seed"):
+      if arm["signal"][key] != settings["signal"][key]:
+        raise UserError(
+          f"arms.{name}.signal.{key} = {arm['signal'][key]!r}: expected "
+          f"signal.{key} = {settings['signal'][key]!r}, since the teacher "
+          "writes its completions once"
+        )
+    if arm["signal"]["pool"] == "rest":
+      raise UserError(
+        f"arms.{name}.signal.pool = 'rest': expected 'train', whose prompts a "
+        "teacher that writes is asked"
+      )
+
+
+def obtain(
+  settings: Mapping[str, Any],
+  task: Task,
+  folder: str,
+  teacher: Teacher | None,
+) -> rows.Completed:
+  """Reads what the teacher wrote, or lets one of our own write.
+
+  Args, raises: as kd.teachers.black_box.obtain, and UserError for a prompt that
+  leaves no room in a row, or an empty completion, naming its file and line.
+  """
+  section, path = settings["teacher"], settings["teacher"]["path"]
+  if teacher is not None:
+    path = os.path.join(folder, "teacher", "answers.jsonl")
+    if not os.path.exists(path):
+      _write(settings, task, teacher, path)
+  store = path
+  if not answers.is_store(path):
+    store = os.path.join(folder, "signals", "answers")
+    if not os.path.exists(store):
+      _check_lines(path, rows.view_of(task), task.positions)
+      ingest.ingest([path], store, section["max_bad"])
+    ingest.check_source(store, path)
+  return load(store, task, settings)
+
+
+def _write(
+  settings: Mapping[str, Any], task: Task, teacher: Teacher, path: str
+) -> None:
+  """Lets a model complete the train split's prompts, a part at a time."""
+  view, signal = rows.view_of(task), settings["signal"]
+  most = max(arm["signal"]["samples"] for arm in settings["arms"].values())
+  records = view.records["train"]
+  prompts = documents.encode_prompts(records, view.tokenizer, view.template)
+  for record, prompt in zip(records, prompts, strict=True):
+    rows.check_prompt(record.where, len(prompt), task.positions)
+  batch = settings["evaluate"]["batch_size"] // max(1, most)
+  writer = Writer(teacher.model, teacher.weights, task)
+  key = jax.random.key(signal["seed"])
+  parts = []
+  os.makedirs(f"{path}.parts", exist_ok=True)
+  for start in range(0, len(records), PART):
+    parts.append(os.path.join(f"{path}.parts", f"{start:09d}.jsonl"))
+    if os.path.exists(parts[-1]):
+      continue
+    own = range(start, min(start + PART, len(records)))
+    written = writer.write(
+      [prompts[i] for i in own],
+      length=max(map(len, prompts)),
+      batch=max(1, min(batch, PART, len(records))),
+      samples=max(1, most),
+      temperature=signal["temperature"],
+      keys=jax.vmap(lambda i: jax.random.fold_in(key, i))(np.array(own)),
+      **settings["teacher"]["generate"],
+    )
+    made = (
+      Answers(
+        f"train-{i}",
+        documents.prompt_of(records[i], view.template),
+        [
+          Sample(w.text, logprob=w.logprob, truncated=w.truncated)
+          for w in each
+          if w.text.strip()
+        ],
+        reference=documents.completion_of(records[i]),
+      )
+      for i, each in zip(own, written, strict=True)
+    )
+    files.write_text(
+      parts[-1],
+      "".join(
+        msgspec.json.encode(a).decode() + "\n" for a in made if a.samples
+      ),
+    )
+  whole = []
+  for part in parts:
+    with open(part, encoding="utf-8") as f:
+      whole.append(f.read())
+  if not any(whole):
+    raise UserError(
+      "teacher.black_box = True: all that the teacher wrote is empty; expected "
+      "a teacher that completes prompts"
+    )
+  files.write_text(path, "".join(whole))
+
+
+def _check_lines(path: str, view: Tokens, length: int) -> None:
+  """Checks what only a line's texts say; others are kd.teachers.ingest's."""
+  for line in lines(path):
+    where = f"{path}, line {line.number}"
+    try:
+      example = answers.of_line(line)
+    except ValueError:
+      continue
+    for i, sample in enumerate(example.samples):
+      if not sample.text.strip():
+        raise UserError(
+          f"{where}: $.samples[{i}].text is an empty completion; expected text"
+        )
+    record = Record(prompt=example.prompt, completion="", where=where)
+    (prompt,) = documents.encode_prompts(
+      [record], view.tokenizer, view.template
+    )
+    rows.check_prompt(where, len(prompt), length)
+
+
+def load(store: str, task: Task, settings: Mapping[str, Any]) -> rows.Completed:
+  """Reads a store of answers as the teacher of a task.
+
+  Raises:
+    UserError: the store is damaged, or all of its prompts are of the validation
+      or test split.
+  """
+  view, extract = rows.view_of(task), settings["teacher"]["extract"]
+  named = {part: _by_key(own, view) for part, own in view.records.items()}
+  wrote: dict[str, str] = {}
+  asked = []
+  for example in ingest.read(store):
+    example = black_box.extracted(example, extract)
+    if example.key in named["test"]:
+      wrote[example.key] = _commonest(example)
+    elif example.key not in named["validation"]:
+      asked.append(example)
+  if not asked:
+    raise UserError(
+      f"teacher.path = {store!r}: all prompts are of the validation or the "
+      "test split; expected others, to train on"
+    )
+  texts = [documents.prompt_of(r, view.template) for r in view.records["test"]]
+  keys = [Answers("", text, []).key for text in texts]
+  box = rows.Completed(
+    task=task,
+    asked=asked,
+    records=named["train"],
+    test=[wrote.get(key) for key in keys],
+    evaluation=texts,
+    fingerprint=ingest.fingerprint(store),
+    store=store,
+  )
+  train = rows.pool(box, (), settings["signal"] | {"labelled": False}, ()).split
+  splits = {"train": train, "validation": task.validation, "test": task.test}
+  fits = is_resident(settings["task"], train.form, splits)
+  task = dataclasses.replace(task, train=train, resident=fits)
+  return dataclasses.replace(box, task=task)
+
+
+def _by_key(records: Sequence[Record], view: Tokens) -> dict[str, Record]:
+  texts = [documents.prompt_of(r, view.template) for r in records]
+  return {
+    Answers("", text, []).key: r for text, r in zip(texts, records, strict=True)
+  }
+
+
+def _commonest(example: Answers) -> str:
+  """Returns the first of the samples that are alike most often."""
+  best = targets.frequencies(example)[0][0]
+  return next(s.text for s in example.samples if targets.normal(s.text) == best)
