@@ -11,7 +11,6 @@ from kd.bench import decoders
 from kd.models.outputs import Outputs
 from kd.objectives.registry import OBJECTIVES
 from kd.train import arms
-from tests.kd import small
 
 N, H, V, K = 1024, 8, 65536, 4
 RANKED = dict(samples=K, scores="log_probs", candidates="sampled")
@@ -55,13 +54,13 @@ STORED = signals.TopK(i32((N, K)), f32((N, K)), f32((N, 1)), f32((N, 1)))
 
 class LargeVocabularyTest(parameterized.TestCase):
   def check(self, name, keys, dense):
-    config = small.settings({"arm": {"objective": name, **keys}})
-    ((part,),) = (g.parts for g in arms.group(config["arms"], V))
-    numbers = jax.tree.map(lambda x: x[0], part.numbers)
-    loss = lambda student, signal: part.loss(student, signal, numbers)
+    static = {k: v for k, v in keys.items() if k != "temperature"}
+    traced = {k: f32(()) for k in ("weight", *(keys.keys() - static.keys()))}
+    part = arms.Part(("arm",), ((name, static),), ({},))
     student = Outputs(f32((N, H)), f32((H, V)), f32((V,)))
-    step = jax.jit(jax.value_and_grad(loss))
-    text = step.lower(student, signal(dense)).compile().as_text()
+    step = jax.jit(jax.value_and_grad(part.loss))
+    lowered = step.lower(student, signal(dense), [traced])
+    text = lowered.compile().as_text()
     self.assertLess(decoders.largest(text)[0], N * V // 2)
 
   @parameterized.parameters(*KEYS.items())
