@@ -25,7 +25,7 @@ Command: python main.py --config=configs/instruct.py
 Numerics: bfloat16, with float32 weights and moments of the student; a layer's
 activations are computed again in the backward pass, and a batch is looked at in
 8 parts. All arms' weights and moments lie on the device: 16 bytes for each
-weight of each arm; --arms=REGEX trains some alone.
+weight of each arm, of which fewer can be kept in the config.
 Evidence: smoke-run on a CPU on small random checkpoints; its steps were
 compiled for a TPU v5e and an H100 (docs/performance.md). Not run on either.
 `:smoke` needs no folder: both models are decoders from scratch, on docstrings.
