@@ -19,7 +19,13 @@ from tests.kd.study.phases_test import call
 
 L = 16
 STUDENT = {"name": "decoder", "layers": 1, "width": 8, "heads": 2}
-TOP = {**small.SOFT, "objective": "top_k", "k": 4, "tail": "bucket"}
+TOP = {
+  **small.SOFT,
+  "objective": "top_k",
+  "temperature": 1.0,
+  "k": 4,
+  "tail": "bucket",
+}
 TEXTS = [
   f"text number {i} of some {'ABCDEFGHIJ'[i : i + 1]}" for i in range(20)
 ]
@@ -111,6 +117,7 @@ class MistakeTest(parameterized.TestCase):
     ("accumulate = 3", dict(train__accumulate=3)),
     ("size = 999", dict(signal__size=999)),
     ("group", dict(task__group="of")),
+    ("task.path", dict(task__name="docstrings")),
     (
       "filter",
       dict(
