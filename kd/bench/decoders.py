@@ -168,6 +168,7 @@ def study(
     inputs=task.train,
     signal=left,
     rows=np.arange(size.rows)[None],
+    positions=size.length,
     live=Live(size.teacher, weights, section["samples"], 1.0)
     if signal == "live"
     else None,
