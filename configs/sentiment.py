@@ -45,11 +45,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.task.test = "train[4000:4400]"
   config.teacher.path = "smollm2"
   config.teacher.fraction = 24 / 1224  # has the examples; the pool is the rest
-  config.teacher.prompt = dict(
-    shots=6,
-    seed=0,
-    template="Review: {text}\nSentiment: {label}",
-    words=("negative", "positive"),
+  config.teacher.prompt.update(
+    dict(shots=6, template="Review: {text}\nSentiment: {label}")
   )
   config.student = dict(name="mlp", hidden=(), dropout=0.0)
   # Labels serve the arm `truth` alone; so the teacher is asked once for all.

@@ -209,7 +209,12 @@ def _tokenizer(
   if name == "bytes":
     return tokenizers.of_bytes()
   if name != "bpe":
-    return tokenizers.load(checkpoints.folder(name))
+    try:
+      return tokenizers.load(checkpoints.folder(name))
+    except UserError as error:
+      raise UserError(
+        f"task.tokens.tokenizer = {name!r}: {error}; or 'bytes' or 'bpe'"
+      ) from error
   texts = (
     text
     for record in train

@@ -154,6 +154,8 @@ def with_the_task(
   settings = replicate.settings
   asks = answers.is_black_box(settings["teacher"])
   arms.check_classes(groups, task.num_classes)
+  if task.tokens and not settings["teacher"]["path"]:
+    _reads_tokens("teacher", settings["teacher"])
   fraction = model.check(settings["teacher"], task)
   for name, arm in settings["arms"].items():
     path, signal = f"arms.{name}.signal", arm["signal"]
@@ -169,6 +171,7 @@ def with_the_task(
         f"{task.num_classes} classes"
       )
     if task.tokens:
+      _reads_tokens(f"arms.{name}.student", arm["student"])
       _tokens(path, settings, signal, task.tokens)
   _evaluation(settings, task, asks)
   _batches(settings, [] if asks else groups, task)
@@ -199,6 +202,15 @@ def with_the_task(
   )
   for split in splits:
     split.arrays()
+
+
+def _reads_tokens(path: str, kind: Mapping[str, Any]) -> None:
+  """Raises UserError for a model that answers once an example."""
+  if not issubclass(models.MODELS[kind["name"]], models.Decoder):
+    raise UserError(
+      f"{path}.name = {kind['name']!r}: reads no tokens, which the task has "
+      "since task.tokens.length > 0; expected 'decoder'"
+    )
 
 
 def _tokens(

@@ -47,6 +47,7 @@ class Runs:
     transfers: what the arms train on, filled by `label`.
     funnels: {filter: what its steps kept}, likewise.
     bought: {arm: the teacher's tokens that it costs}, likewise, of tokens.
+    cut: the completions that a row had no room for, likewise.
     search: of `tune.search`, where the arms are tuned, filled by `train`.
   """
 
@@ -59,6 +60,7 @@ class Runs:
   transfers: Mapping[str, Transfer] = dataclasses.field(default_factory=dict)
   funnels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   bought: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  cut: int = 0
   search: Mapping[str, Any] | None = None
 
   @property
@@ -84,7 +86,7 @@ class Runs:
     pools = transfer_sets.Pools(self.of, self.task, self.teacher, self.box)
     self.transfers = pools.transfers(groups)
     self.funnels = pools.funnels
-    self.bought = pools.bought
+    self.bought, self.cut = pools.bought, pools.cut
 
   def setup(self, seeds: Sequence[int]) -> Setup:
     """Returns what the runs of these seeds share."""

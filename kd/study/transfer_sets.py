@@ -46,6 +46,7 @@ class Pools:
     stored: {pool, whatever its filter: its signal}, likewise.
     bought: {arm: the teacher's tokens that it costs}, likewise, of a task of
       tokens.
+    cut: the completions that a row had no room for, of a teacher that writes.
   """
 
   of: Replicate
@@ -59,6 +60,7 @@ class Pools:
     default_factory=dict
   )
   bought: dict[str, float] = dataclasses.field(default_factory=dict)
+  cut: int = 0
 
   def transfers(self, groups: Sequence[arms.Group]) -> dict[str, Transfer]:
     """Labels each pool once, and gives each transfer set its rows of it."""
@@ -109,7 +111,9 @@ class Pools:
     pool = completion_rows.pool(
       self.box, chain, section, [r for g in own for r in budget.reads(g)]
     )
-    self.funnels[section["filter"] or "none"] = pool.funnel
+    if pool.funnel:
+      self.funnels[section["filter"]] = pool.funnel
+    self.cut = max(self.cut, pool.cut)
     task = dataclasses.replace(self.task, train=pool.split)
     rows = draw(section, task, self.of.draws, 0, pool.kept)
     for group in own:

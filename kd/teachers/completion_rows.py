@@ -59,6 +59,7 @@ class Pool:
     signal: of the same.
     kept: bool [N].
     funnel: what each step kept.
+    cut: the completions that a row had no room for.
     bought: tokens of each prompt and its completions that the teacher was
       asked for [N]; a dropped prompt's are shared out among those kept.
   """
@@ -67,6 +68,7 @@ class Pool:
   signal: Signal
   kept: np.ndarray
   funnel: list[dict[str, Any]]
+  cut: int
   bought: np.ndarray
 
 
@@ -126,8 +128,11 @@ def pool(
     for place, kind, record, cut in _rows(box, example, room, section):
       kinds[row, place] = kind
       records.append((row, place, record, cut))
+  split, signal, cut = _arrays(box, view, records, kinds, numbers, length)
   return Pool(
-    *_arrays(box, view, records, kinds, numbers, length),
+    split,
+    signal,
+    cut=cut,
     kept=is_kept,
     funnel=steps,
     bought=np.where(
@@ -170,11 +175,12 @@ def _arrays(
   kinds: np.ndarray,
   numbers: np.ndarray,
   length: int,
-) -> tuple[Split, Signal]:
-  """Makes rows of completions: the split, and its signal."""
+) -> tuple[Split, Signal, int]:
+  """Makes rows of completions: the split, its signal, and how many were cut."""
   shape, inside = kinds.shape, box.task.input_shape
   inputs = np.zeros((*shape, *inside), np.int32)
   next_ids = np.full((*shape, length), -1, np.int32)
+  found: list[Document] = []
   if records:
     at = tuple(np.array([r[:2] for r in records]).T)
     found = _documents(view, [r[2] for r in records], length)
@@ -204,7 +210,7 @@ def _arrays(
     ),
   )
   split = token_task.TokenSplit(inputs, flat, form, "the completions")
-  return split, signal
+  return split, signal, sum(bool(d.counts[length:].any()) for d in found)
 
 
 def _documents(

@@ -56,6 +56,17 @@ class Teacher:
   of_another_split: bool = False
   reader: prompted.Reader | None = None
 
+  def padding(self, task: Task) -> dict[str, str]:
+    """Returns which ids a language model's head has that are none of the
+    task's tokens: a study leaves them out."""
+    folder = self.model.get("folder")
+    if not folder or task.tokens is None or task.tokens.subset is not None:
+      return {}
+    columns = models.spec_of(folder).vocab_size
+    if columns == task.num_classes:
+      return {}
+    return {"teacher_ids_left_out": f"{task.num_classes} to {columns - 1}"}
+
   @functools.cached_property
   def _everywhere(self):
     return mesh.everywhere(self.weights)
