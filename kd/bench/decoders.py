@@ -106,7 +106,12 @@ class RandomTokens:
     self.num_classes, self.positions = size.vocab_size, size.length
     self.input_shape = size.signature.input_shape
     self.signature = size.signature
-    self.train, self.validation = _Split(size, 0, size.rows), _Split(size, 1, 1)
+    self.train = _Split(size, 0, size.rows)
+    self.validation = _Split(size, 1, 1)
+
+  def score(self, accuracy, nll):
+    del accuracy
+    return -nll
 
 
 def abstract(model: Mapping[str, Any], size: Size) -> dict[str, Any]:
@@ -168,6 +173,7 @@ def study(
     inputs=task.train,
     signal=left,
     rows=np.arange(size.rows)[None],
+    positions=size.length,
     live=Live(size.teacher, weights, section["samples"], 1.0)
     if signal == "live"
     else None,

@@ -43,6 +43,7 @@ _DOC = flags.DEFINE_string(
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = pathlib.Path(__file__).with_name("torch_step.py")
 REST_S = 0.3  # between turns: OpenMP's threads spin for 0.2 s
 TOLERANCE = 1e-3  # of losses, relative
 
@@ -115,9 +116,8 @@ def measure(case: Mapping[str, Any], torch: str, repeats: int) -> dict:
     sides["ours"] = Side(own, str(ROOT))
     sides["ours"].answer()
     if torch:
-      script = str(ROOT / "kd/bench/torch_step.py")
       # Elsewhere: transformers would take our `kernels` for its own.
-      sides["torch"] = Side([torch, script, folder], folder)
+      sides["torch"] = Side([torch, str(SCRIPT), folder], folder)
     try:
       first = {name: side.work() for name, side in sides.items()}
       _check(first)

@@ -27,9 +27,12 @@ KEYS = {
   "list_net": dict(samples=K, scores="log_probs", temperature=1.0),
   "plackett_luce": dict(RANKED, ties="average"),
   "pairwise_logistic": dict(RANKED, weights=None),
+  "sequence_kd": dict(several="mean", length="sum"),
 }
-# One compares a class between the rows of a batch, and holds all.
+# DIST compares a class between the rows of a batch, and holds all of them.
 WHOLE = [name for name, o in OBJECTIVES.items() if o.couples]
+# Others of completions begin with the same log-probabilities.
+SEQUENCES = [name for name, o in OBJECTIVES.items() if o.sequences]
 
 shape = jax.ShapeDtypeStruct
 f32 = functools.partial(shape, dtype=jnp.float32)
@@ -45,9 +48,13 @@ def signal(dense) -> signals.Signal:
     samples=signals.Samples(i32((N, K)), f32((N, K))),
     rejected=i32((N, 2)),
     counts=shape((N,), bool),
+    completions=signals.Completions(
+      i32((N,)), i32(EACH), f32(EACH), f32(EACH), i32(EACH)
+    ),
   )
 
 
+EACH = N // 32, 2  # prompts, completions of 16 tokens
 LIVE = Outputs(f32((N, 2 * H)), f32((2 * H, V)))
 STORED = signals.TopK(i32((N, K)), f32((N, K)), f32((N, 1)), f32((N, 1)))
 
@@ -72,7 +79,7 @@ class LargeVocabularyTest(parameterized.TestCase):
     self.check(name, KEYS[name], STORED)
 
   def test_every_objective_is_looked_at(self):
-    self.assertCountEqual([*KEYS, *WHOLE], OBJECTIVES)
+    self.assertEqual({*KEYS, *WHOLE, *SEQUENCES}, {*OBJECTIVES})
 
   @parameterized.parameters(*decoders.SIGNALS)
   def test_the_steps_of_a_decoder(self, kind):
