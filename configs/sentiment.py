@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.signal.update(dict(pool="rest", size=800, samples=K, shard_size=256))
   config.train.update(dict(steps=400, batch_size=64, learning_rate=1e-2))
   config.train.update(dict(log_every=100, checkpoint_every=400))
-  config.filters = dict(sure=(dict(name="margin", low=0.2),))
+  config.filters = dict(sure=(dict(name="margin", low=0.15),))
   if arg == "smoke":
     config.seeds = 2
     config.task.text_features = 512
