@@ -220,10 +220,10 @@ def _tokens(
   tokens: "Tokens",
 ) -> None:
   """Checks an arm's signal on a task of tokens."""
-  if signal["filter"]:
+  if signal["filter"] and not answers.writes(settings):
     raise UserError(
       f"{path}.filter = {signal['filter']!r}: filters look at examples with "
-      "one answer each; expected '' for a task of tokens"
+      "one answer each, or completions; expected '', or teacher.black_box"
     )
   of_all = checkpoints.is_checkpoint(settings["teacher"]["path"])
   if signal["live"] and of_all and tokens.subset:
