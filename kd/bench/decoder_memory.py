@@ -1,12 +1,12 @@
 """What compilers make of a decoder's training step, for devices not here.
 
     python -m kd.bench.decoder_memory [--memory_targets=v5e,h100]
-      [--memory_doc=docs/performance.md]
+      [--memory_dtype=bfloat16] [--memory_doc=docs/performance.md]
 
 The program is a study's (kd.train.loop.programs): an interval of steps with a
 live SmolLM2-135M or a stored top-64, a student of 15.7 million parameters,
-V = 49,152 and batches of 8 x 512 tokens, in bfloat16 with float32 weights; then
-a look at a validation split. Evidence of kind "compiled". Install:
+V = 49,152 and batches of 8 x 512 tokens; then a look at a validation split.
+Weights are float32, whatever computes. Evidence of kind "compiled". Install:
 requirements-tpu.txt, requirements-gpu.txt.
 """
 
@@ -29,12 +29,12 @@ from kernels.report.traffic import ENVIRONMENT
 
 _TARGETS = flags.DEFINE_list("memory_targets", ["v5e", "h100"], "Devices.")
 _JOB = flags.DEFINE_string("memory_job", "", "Target and signal of a child.")
+_DTYPE = flags.DEFINE_string("memory_dtype", "float32", "Of computation.")
 _DOC = flags.DEFINE_string(
   "memory_doc", "", "A file whose section <!-- decoder --> is the table's."
 )
 MIB = 1 << 20
 LIMIT_S = 3600.0
-BFLOAT16: Mapping[str, Any] = dict(dtype="bfloat16")
 
 
 def unavailable(target: str) -> str | None:
@@ -43,10 +43,10 @@ def unavailable(target: str) -> str | None:
   return topologies.available() if tpu else gpu.available()
 
 
-def size(layers: int | None = None) -> decoders.Size:
+def size(dtype: str, layers: int | None = None) -> decoders.Size:
   """Returns what is compiled; with `layers`, models of so many alone."""
-  cut = BFLOAT16 if layers is None else dict(BFLOAT16, layers=layers)
-  return decoders.Size({**decoders.SMOLLM2, **cut}, {**decoders.STUDENT, **cut})
+  own = dict(dtype=dtype) | ({} if layers is None else dict(layers=layers))
+  return decoders.Size({**decoders.SMOLLM2, **own}, {**decoders.STUDENT, **own})
 
 
 def compile_for(target: str, signal: str, of: decoders.Size) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def compile_for(target: str, signal: str, of: decoders.Size) -> dict[str, Any]:
   )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], of: decoders.Size) -> str:
   """Returns the rows as Markdown."""
   header = (
     *("target", "signal", "temporaries MiB", "arguments MiB"),
@@ -107,10 +107,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{row['largest'] / row['limit']:.2f}",
       ]
     )
-  of = size()
   words = (
-    f"V = {of.vocab_size:,}, {of.rows} x {of.length} tokens, bfloat16, no "
-    f"rematerialisation. Evidence: compiled, jax {jax.__version__}, by "
+    f"V = {of.vocab_size:,}, {of.rows} x {of.length} tokens, "
+    f"{of.student['dtype']}, no rematerialisation. Evidence: compiled, "
+    f"jax {jax.__version__}, by "
     "`python -m kd.bench.decoder_memory`."
   )
   return f"{words}\n\n{markdown.table(header, body)}"
@@ -118,8 +118,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main(argv: list[str]) -> None:
   del argv
+  of = size(_DTYPE.value)
   if _JOB.value:
-    print(json.dumps(compile_for(*_JOB.value.split(","), of=size())))
+    print(json.dumps(compile_for(*_JOB.value.split(","), of=of)))
     return
   rows = []
   for target in _TARGETS.value:
@@ -127,13 +128,14 @@ def main(argv: list[str]) -> None:
       found, error = process.run(
         "kd.bench.decoder_memory",
         f"--memory_job={target},{signal}",
+        f"--memory_dtype={_DTYPE.value}",
         environment=ENVIRONMENT,
         limit_s=LIMIT_S,
       )
       asked = dict(target=target, signal=signal)
       rows.append(found[-1] if found else asked | dict(error=error))
       print(json.dumps(rows[-1]), flush=True)
-  made = table(rows)
+  made = table(rows, of)
   print(made)
   if _DOC.value:
     markdown.replace_section(_DOC.value, "decoder", made)

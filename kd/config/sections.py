@@ -165,6 +165,11 @@ SECTIONS: dict[str, Any] = {
       "chat": Key(False, FLAG),  # through the tokenizer's chat template
       "feature": Key("", TEXT),  # of TFDS; "" is `text`, or the only one
       "unit": Key("document", choice("document", "line")),  # of text files
+      # Around the {text} of a TFDS data set with classes: a prompt, whose
+      # completion is the class's name. "" is texts alone.
+      "template": Key("", PROSE),
+      # What {text} has at most; the rest is cut off. None is all of it.
+      "characters": Key(None, optional(integer(1))),
     },
     # Whether the inputs lie on the device as a whole.
     "resident": Key("auto", choice("auto", True, False)),

@@ -180,6 +180,25 @@ def joined(parts: Sequence[Split]) -> Split:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Classified:
+  """Texts with a class each, as a task of tokens has them in its prompts.
+
+  Attributes:
+    names: of the V classes.
+    texts: by part, in the order of its records.
+    labels: by part, int [N] of its texts.
+  """
+
+  names: tuple[str, ...]
+  texts: Mapping[str, Sequence[str]]
+  labels: Mapping[str, np.ndarray]
+
+  def completion(self, label: int) -> str:
+    """Returns what follows the prompt of a text of a class."""
+    return f" {self.names[label]}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tokens:
   """What a task of tokens knows beside its rows.
 
@@ -191,6 +210,8 @@ class Tokens:
     records: by part, the records, if they have prompts; else none.
     template: of chats; None where prompts are read as they are.
     coverage: by which the subset was chosen.
+    classified: what the prompts were made of; None where they are not of texts
+      with classes.
   """
 
   tokenizer: Tokenizer
@@ -200,6 +221,7 @@ class Tokens:
   records: "Mapping[str, Sequence[Record]]"
   template: "Template | None" = None
   coverage: float | None = None
+  classified: Classified | None = None
 
   @property
   def num_classes(self) -> int:

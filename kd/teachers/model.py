@@ -148,8 +148,11 @@ def check(section: Mapping[str, Any], task: Task) -> float:
 
 
 def is_prompted(section: Mapping[str, Any], task: Task) -> bool:
-  """Whether the teacher is a language model that reads texts in a prompt."""
-  return task.tokens is None and checkpoints.is_checkpoint(section["path"])
+  """Whether the teacher is a language model that says how likely the classes of
+  texts are, which it reads in a prompt of its own."""
+  tokens = task.tokens
+  scores = tokens is None or (tokens.classified and section["black_box"])
+  return bool(scores) and checkpoints.is_checkpoint(section["path"])
 
 
 def has_answers(section: Mapping[str, Any]) -> bool:
@@ -269,7 +272,7 @@ def load_checkpoint(section: Mapping[str, Any], task: Task) -> Teacher:
   """Returns the language model that `teacher.path` names."""
   folder = checkpoints.folder(section["path"])
   kind = _checkpoint(section, folder)
-  if task.tokens is None:
+  if is_prompted(section, task):
     return _load_prompted(section, kind, task)
   weights = checkpoint_weights(kind, task)
   what = {k: v for k, v in kind.items() if k != "folder"}

@@ -14,6 +14,9 @@ the distribution over the classes.
     config.teacher.prompt = dict(
       shots=6, seed=0, template="Review: {text}\\nMood: {label}", words=())
 
+Where prompts were made of the texts (`task.tokens.template`), such a teacher
+leaves completions with their log-probabilities (`completions`).
+
 Axes: N texts, V classes, L tokens of a text, C tokens of a word.
 """
 
@@ -29,15 +32,17 @@ from jaxtyping import Float
 
 from kd import models
 from kd.data import tokenizers
-from kd.data.task import Task
+from kd.data.task import Classified, Task
+from kd.data.token_task import TEXT
 from kd.data.tokenizers import Tokenizer
 from kd.errors import UserError, brief
 from kd.models import checkpoints
 from kd.models.decoder import Cache, Decoder
 from kd.signals import Dense
+from kd.teachers.answers import Sample
 
 BETWEEN = "\n\n"  # examples
-TEXT, LABEL = "{text}", "{label}"
+LABEL = "{label}"
 AT_ONCE = 16  # texts in a forward pass, of like length
 STEP = 16  # tokens, to a multiple of which texts are filled up
 
@@ -88,22 +93,23 @@ def make(section: Mapping[str, Any], task: Task) -> Prompt:
     UserError: naming the key.
   """
   own, path = section["prompt"], "teacher.prompt"
-  if not task.train.form.text:
+  if not (task.train.form.text or _classified(task)):
     raise UserError(
       f"teacher.path = {section['path']!r} is a language model, and the task "
       f"{task.name!r} has no texts; expected a task of texts"
     )
-  template, words = own["template"], own["words"] or task.class_names
+  template, names = own["template"], _names(task)
+  words = own["words"] or names
   stem = template.removesuffix(LABEL)
   if template.count(TEXT) != 1 or stem == template or TEXT not in stem:
     raise UserError(
       f"{path}.template = {template!r}: expected {TEXT} once, and {LABEL} at "
       "the end"
     )
-  if len(words) != task.num_classes:
+  if len(words) != len(names):
     raise UserError(
       f"{path}.words = {brief(words)}: expected a word for each of the "
-      f"{task.num_classes} classes"
+      f"{len(names)} classes"
     )
   # A space before a word is a part of its first token.
   gap = stem[len(stem.rstrip()) :]
@@ -126,21 +132,47 @@ def _examples(section: Mapping[str, Any], task: Task) -> list[tuple[int, str]]:
   """Draws (class, text) from the rows that the teacher may learn from: as many
   of each class, one after another; the first classes may have one more."""
   shots, path = section["prompt"]["shots"], "teacher.prompt"
-  count = max(1, round(section["fraction"] * len(task.train)))
-  labels = task.train.labels()[:count]
+  own, names = _classified(task), _names(task)
+  count = may_show(section, task)
+  labels = (own.labels["train"] if own else task.train.labels())[:count]
   order = np.random.default_rng(section["prompt"]["seed"]).permutation(count)
-  of_class = [order[labels[order] == c] for c in range(task.num_classes)]
+  of_class = [order[labels[order] == c] for c in range(len(names))]
   rows = []
   for i in range(shots):
-    turn, c = divmod(i, task.num_classes)
+    turn, c = divmod(i, len(names))
     if turn >= len(of_class[c]):
       raise UserError(
         f"{path}.shots = {shots}: {len(of_class[c])} of the first {count} "
-        f"training examples are {task.class_names[c]!r}; expected fewer, or a "
-        "larger teacher.fraction"
+        f"training examples are {names[c]!r}; expected fewer, or a larger "
+        "teacher.fraction"
       )
     rows.append(of_class[c][turn])
-  return list(zip(labels[rows].tolist(), task.train.texts(rows), strict=True))
+  found = texts(task, "train", rows)
+  return list(zip(labels[rows].tolist(), found, strict=True))
+
+
+def may_show(section: Mapping[str, Any], task: Task) -> int:
+  """Returns how many of the train split's first texts may be examples."""
+  own = _classified(task)
+  size = len(own.texts["train"]) if own else len(task.train)
+  return max(1, round(section["fraction"] * size))
+
+
+def texts(task: Task, part: str, rows: Sequence[int]) -> list[str]:
+  """Returns texts of one of a task's parts, as students read them."""
+  own = _classified(task)
+  if own is None:
+    return getattr(task, part).texts(rows)
+  return [own.texts[part][i] for i in rows]
+
+
+def _classified(task: Task) -> Classified | None:
+  return task.tokens.classified if task.tokens else None
+
+
+def _names(task: Task) -> tuple[str, ...]:
+  own = _classified(task)
+  return own.names if own else task.class_names
 
 
 class Reader:
@@ -199,6 +231,59 @@ class Reader:
       )
       out[rows] = np.asarray(scores).sum(-1)[: len(rows)]
     return out
+
+
+def completions(
+  reader: Reader,
+  task: Task,
+  rows: Sequence[int],
+  *,
+  samples: int,
+  temperature: float,
+  seed: int,
+) -> list[list[Sample]]:
+  """Returns completions of prompts of the train split.
+
+  They are the classes' names, the likeliest first, and then draws from the
+  distribution at `temperature`, for which a row decides alone. Their
+  log-probability is of a class among all classes, at T = 1:
+
+      log p_v = z_v - log sum_u exp z_u
+
+  Args:
+    reader: the model.
+    task: of which prompts were made of texts.
+    rows: of the prompts.
+    samples: how many completions of each.
+    temperature: T.
+    seed: of the draws.
+  """
+  own = _classified(task)
+  assert own is not None
+  made = []
+  logits = reader.logits(texts(task, "train", rows), len(rows))
+  for row, z in zip(rows, logits.astype(np.float64), strict=True):
+    lp = z - np.logaddexp.reduce(z)
+    at_t = lp / temperature - np.logaddexp.reduce(lp / temperature)
+    draws = np.random.default_rng([seed, row]).choice(
+      len(lp), max(0, samples - len(lp)), p=np.exp(at_t)
+    )
+    chosen = [*np.argsort(-lp, kind="stable"), *draws][:samples]
+    made.append(
+      [
+        Sample(own.completion(c), logprob=min(0.0, float(lp[c])))
+        for c in chosen
+      ]
+    )
+  return made
+
+
+def likeliest(reader: Reader, task: Task, rows: Sequence[int]) -> list[str]:
+  """Returns the likeliest completions of prompts of the test split."""
+  own = _classified(task)
+  assert own is not None
+  logits = reader.logits(texts(task, "test", rows), len(rows))
+  return [own.completion(c) for c in logits.argmax(-1)]
 
 
 @functools.lru_cache(maxsize=32)

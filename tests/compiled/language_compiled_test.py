@@ -14,7 +14,7 @@ class LanguageTest(parameterized.TestCase):
   def test_the_steps_hold_no_logits_of_a_batch(self, target, signal):
     if reason := decoder_memory.unavailable(target):
       self.skipTest(reason)
-    size = decoder_memory.size(layers=1)
+    size = decoder_memory.size("bfloat16", layers=1)
     row = decoder_memory.compile_for(target, signal, size)
     self.assertLess(row["largest"], row["limit"] // 2, row["shape"])
     # In bfloat16 the logits alone would be 384 MiB for each model.
