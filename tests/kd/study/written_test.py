@@ -79,7 +79,7 @@ class WrittenTest(absltest.TestCase):
     self.assertLen(set(tokens.values()), 1)
     self.assertLen(results["written"], 2)
     for entry in results["written"]:
-      self.assertEqual(list(entry["arms"]), list(arms))
+      self.assertCountEqual(entry["arms"], arms)
       self.assertIsInstance(entry["teacher"], str)
     self.assertIn("token_f1", results["teacher"])
     page = (workdir / "report.md").read_text()
