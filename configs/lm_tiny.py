@@ -74,6 +74,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       checkpoint_every=200,
     )
   )
+  # Side by side, small decoders train 1.4 times as fast as in turn.
+  config.train.runs = "vmap"
   config.evaluate.metric = "nll"
   config.evaluate.batch_size = 64
   if arg == "smoke":

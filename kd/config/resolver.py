@@ -132,12 +132,18 @@ def _check_signal(path: str, section: Mapping, filters: Mapping) -> None:
       f"{path}.keep = 'top_k': filters look at whole distributions; expected "
       "'dense', or signal.filter = ''"
     )
+  if section["calibrate"] != "none" and section["keep"] == "top_k":
+    raise UserError(
+      f"{path}.keep = 'top_k': {path}.calibrate = 'uniform' shifts the logits "
+      "of all classes; expected 'dense'"
+    )
   if section["rank_by"] == "rubric" and not section["rubric"]:
     raise UserError(
       f"{path}.rubric is empty: signal.rank_by = 'rubric' needs weights by "
       "criterion"
     )
   stores = {"keep": "dense", "dtype": "float32", "path": ""}
+  stores |= {"calibrate": "none"}
   for key, usual in stores.items():
     if section["live"] and section[key] != usual:
       raise UserError(

@@ -82,9 +82,20 @@ TEACHER = {
   "fraction": Key(1.0, number(above=0, high=1)),
   "select": Key("last", choice("last", "best")),  # best on validation
   "train": TRAIN | {"jitter": Key(0, integer(0, 64))},  # pixels
+  # Of a language model that classifies texts (kd.teachers.prompted).
+  "prompt": {
+    "shots": Key(0, integer(0, 1000)),  # examples of the train split
+    "seed": Key(0, SEED),  # that draws them
+    # Around a text {text}, with {label} at the end.
+    "template": Key("{text}\n\nLabel: {label}", PROSE),
+    "words": Key((), tuple_of(TEXT)),  # of the classes; () is their names
+  },
 }
 SIGNAL = {
   "filter": Key("", TEXT),  # one of `filters`; "" keeps all
+  # The prior of the teacher's answers (kd.signals.calibrate): its own, or one
+  # under which all classes are equally likely on average.
+  "calibrate": Key("none", choice("none", "uniform")),
   # What a black box's scores are.
   "rank_by": Key("score", choice("score", "logprob", "rubric")),
   "rubric": Key({}, WEIGHTS),  # by criterion, where rank_by is rubric
@@ -154,6 +165,11 @@ SECTIONS: dict[str, Any] = {
       "chat": Key(False, FLAG),  # through the tokenizer's chat template
       "feature": Key("", TEXT),  # of TFDS; "" is `text`, or the only one
       "unit": Key("document", choice("document", "line")),  # of text files
+      # Around the {text} of a TFDS data set with classes: a prompt, whose
+      # completion is the class's name. "" is texts alone.
+      "template": Key("", PROSE),
+      # What {text} has at most; the rest is cut off. None is all of it.
+      "characters": Key(None, optional(integer(1))),
     },
     # Whether the inputs lie on the device as a whole.
     "resident": Key("auto", choice("auto", True, False)),

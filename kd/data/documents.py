@@ -7,7 +7,7 @@ are by record: `kd.data.slices.rows` cuts them.
 
 import contextlib
 import glob
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -99,11 +99,6 @@ def of_lines(path: str) -> list[Record]:
   if not found:
     raise UserError(f"{path}: no line, expected texts")
   return found
-
-
-def of_texts(named: Iterable[tuple[str, str]]) -> list[Record]:
-  """Returns (name, text), as of a TFDS feature (tfds_task.read_texts)."""
-  return [Record(text=text, where=name) for name, text in named]
 
 
 def _check(record: Record) -> None:

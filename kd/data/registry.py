@@ -37,6 +37,15 @@ def load(task: Mapping[str, Any]) -> Task:
     slices.parse(f"task.{part}", task[part])
   name, path = task["name"], task["path"]
   if task["tokens"]["length"]:
+    if task["group"]:
+      raise UserError(
+        f"task.group = {task['group']!r}: expected '', since the labels of a "
+        "text belong together"
+      )
+    if path and name != token_task.NAME:
+      raise UserError(
+        f"task.path = {path!r}: expected '', or task.name = {token_task.NAME!r}"
+      )
     return token_task.load(task)
   if name in TASKS:
     if task["group"]:

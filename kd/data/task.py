@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,10 +70,11 @@ class Split:
     """What a record becomes."""
     return self._form
 
-  def texts(self) -> list[str]:
-    """Returns the inputs of a task of texts, as they were written."""
+  def texts(self, rows: Iterable[int] | None = None) -> list[str]:
+    """Returns inputs of a task of texts, as they were written; None is all."""
     key = self._form.input_key
-    raw = (self._example(i, True)[key] for i in range(len(self)))
+    rows = range(len(self)) if rows is None else rows
+    raw = (self._example(int(i), True)[key] for i in rows)
     return [x.decode() if isinstance(x, bytes) else str(x) for x in raw]
 
   def _load(self, chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -179,6 +180,25 @@ def joined(parts: Sequence[Split]) -> Split:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Classified:
+  """Texts with a class each, as a task of tokens has them in its prompts.
+
+  Attributes:
+    names: of the V classes.
+    texts: by part, in the order of its records.
+    labels: by part, int [N] of its texts.
+  """
+
+  names: tuple[str, ...]
+  texts: Mapping[str, Sequence[str]]
+  labels: Mapping[str, np.ndarray]
+
+  def completion(self, label: int) -> str:
+    """Returns what follows the prompt of a text of a class."""
+    return f" {self.names[label]}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tokens:
   """What a task of tokens knows beside its rows.
 
@@ -190,6 +210,8 @@ class Tokens:
     records: by part, the records, if they have prompts; else none.
     template: of chats; None where prompts are read as they are.
     coverage: by which the subset was chosen.
+    classified: what the prompts were made of; None where they are not of texts
+      with classes.
   """
 
   tokenizer: Tokenizer
@@ -199,6 +221,7 @@ class Tokens:
   records: "Mapping[str, Sequence[Record]]"
   template: "Template | None" = None
   coverage: float | None = None
+  classified: Classified | None = None
 
   @property
   def num_classes(self) -> int:

@@ -111,15 +111,16 @@ def load(task: Mapping[str, Any]) -> Task:
 
 def read_texts(
   task: Mapping[str, Any], feature: str = ""
-) -> dict[str, list[tuple[str, str]]]:
-  """Reads the texts of a TFDS data set, each with its name.
+) -> dict[str, list[tuple[str, str, int]]]:
+  """Reads the texts of a TFDS data set, each with its name and its class.
 
   Args:
     task: the config's section, as `load` takes it.
     feature: a Text feature; "" is `text`, or the only one that there is.
 
   Returns:
-    For each of PARTS, [("split row", text)] in the shuffled order.
+    For each of PARTS, [("split row", text, class)] in the shuffled order; the
+    class is -1 where the data set has none (`text_classes`).
 
   Raises:
     UserError: naming the key to change, or the features there are.
@@ -137,18 +138,43 @@ def read_texts(
       f"task.tokens.feature = {feature!r}: {task['name']!r} has the texts "
       f"{', '.join(known) or '(none)'}; expected one of them"
     )
+  label = _label_key(builder)
   sources, rows = _cut(_prepare(builder, task), task)
+
+  def example(name, row):
+    record = sources[name][int(row)]
+    text = record[feature].decode(errors="replace")
+    return f"{name} {row}", text, int(record[label]) if label else -1
+
   return {
-    part: [
-      (
-        f"{name} {row}",
-        sources[name][int(row)][feature].decode(errors="replace"),
-      )
-      for name, of in rows[part]
-      for row in of
-    ]
+    part: [example(name, row) for name, of in rows[part] for row in of]
     for part in PARTS
   }
+
+
+def text_classes(task: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the names of the classes of a TFDS data set's texts.
+
+  Raises:
+    UserError: it has no classes.
+  """
+  builder = _builder(task)
+  label = _label_key(builder)
+  if not label:
+    raise UserError(
+      f"task.tokens.template = {task['tokens']['template']!r}: "
+      f"{task['name']!r} has no classes; expected '', or a data set with a "
+      "ClassLabel among its supervised keys"
+    )
+  return tuple(builder.info.features[label].names)
+
+
+def _label_key(builder: Any) -> str:
+  """Returns the feature that is a text's class, or ""."""
+  keys, features = builder.info.supervised_keys or (), builder.info.features
+  label = str(keys[-1]) if keys else ""
+  is_class = label and isinstance(features[label], tfds.features.ClassLabel)
+  return label if is_class else ""
 
 
 def _cut(

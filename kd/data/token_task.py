@@ -2,8 +2,10 @@
 
 With `task.tokens.length` set, what `task.name` names is read as texts: a TFDS
 data set with a Text feature; or "texts", whose `task.path` is JSONL, Parquet or
-text files (kd.data.documents). A student predicts the next token wherever that
-is a token of the same text, or of a completion.
+text files (kd.data.documents). With `task.tokens.template` a text of a TFDS
+data set stands in a prompt, and its completion is the name of its class. A
+student predicts the next token wherever that is a token of the same text, or of
+a completion.
 
 A student may know fewer ids than the tokenizer has, those that cover a share of
 the training tokens. All others are one further class, `other`, the last: as an
@@ -29,11 +31,19 @@ from kd.data import (
 )
 from kd.data.inputs import Form
 from kd.data.memory import path_of
-from kd.data.task import PARTS, Split, Task, Tokens, is_resident
+from kd.data.task import (
+  PARTS,
+  Classified,
+  Split,
+  Task,
+  Tokens,
+  is_resident,
+)
 from kd.errors import UserError
 from kd.models import checkpoints
 
 NAME = "texts"  # of a user's own
+TEXT = "{text}"
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
 
@@ -117,7 +127,7 @@ def load(task: Mapping[str, Any]) -> Task:
   """
   options = task["tokens"]
   length, where = options["length"], f"task.name = {task['name']!r}"
-  parts = _records(task)
+  parts, classified = _records(task)
   for part, records in parts.items():
     if not records:
       raise UserError(f"task.{part} = {task[part]!r}: holds no text")
@@ -154,6 +164,7 @@ def load(task: Mapping[str, Any]) -> Task:
     },
     template,
     options["coverage"],
+    classified,
   )
   arrays = {part: arrays_of(own, view) for part, own in rows.items()}
   shape = arrays["train"][0].shape[1:]
@@ -185,21 +196,64 @@ def load(task: Mapping[str, Any]) -> Task:
   )
 
 
-def _records(task: Mapping[str, Any]) -> dict[str, list[documents.Record]]:
-  """Returns the records of each of PARTS."""
+def _records(
+  task: Mapping[str, Any],
+) -> tuple[dict[str, list[documents.Record]], Classified | None]:
+  """Returns the records of each of PARTS, and what prompts were made of."""
   options = task["tokens"]
   if task["name"] != NAME:
-    texts = tfds_task.read_texts(task, options["feature"])
-    return {
-      part: [documents.Record(text=x, where=name) for name, x in own if x]
-      for part, own in texts.items()
-    }
+    return _of_tfds(task, options)
+  for key in ("template", "characters"):
+    if options[key]:
+      raise UserError(
+        f"task.tokens.{key} = {options[key]!r}: of a TFDS data set's texts; "
+        f"expected none, since task.name = {NAME!r}"
+      )
   path = path_of(task)
   if path.endswith(LINES):
     records = documents.of_lines(path)
   else:
     records = documents.of_files(path, options["unit"])
-  return documents.split(task, records)
+  return documents.split(task, records), None
+
+
+def _of_tfds(
+  task: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[dict[str, list[documents.Record]], Classified | None]:
+  """Returns a TFDS data set's texts as they are, or with a template as prompts
+  that their classes' names follow."""
+  template, most = options["template"], options["characters"]
+  names = tfds_task.text_classes(task) if template else ()
+  if template and template.count(TEXT) != 1:
+    raise UserError(
+      f"task.tokens.template = {template!r}: expected {TEXT} once, or ''"
+    )
+  found = tfds_task.read_texts(task, options["feature"])
+  found = {
+    part: [(where, x[:most], c) for where, x, c in own if x]
+    for part, own in found.items()
+  }
+  if not template:
+    return {
+      part: [documents.Record(text=x, where=where) for where, x, _ in own]
+      for part, own in found.items()
+    }, None
+  classified = Classified(
+    names,
+    {part: [x for _, x, _ in own] for part, own in found.items()},
+    {part: np.array([c for *_, c in own]) for part, own in found.items()},
+  )
+  return {
+    part: [
+      documents.Record(
+        prompt=template.replace(TEXT, x),
+        completion=classified.completion(c),
+        where=where,
+      )
+      for where, x, c in own
+    ]
+    for part, own in found.items()
+  }, classified
 
 
 def _tokenizer(
@@ -209,7 +263,12 @@ def _tokenizer(
   if name == "bytes":
     return tokenizers.of_bytes()
   if name != "bpe":
-    return tokenizers.load(checkpoints.folder(name))
+    try:
+      return tokenizers.load(checkpoints.folder(name))
+    except UserError as error:
+      raise UserError(
+        f"task.tokens.tokenizer = {name!r}: {error}; or 'bytes' or 'bpe'"
+      ) from error
   texts = (
     text
     for record in train

@@ -174,8 +174,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """
   if vocab_size < 257:
     raise UserError(
-      f"tokenizer.vocab_size = {vocab_size}: expected at least 257, the bytes "
-      "and an end"
+      f"task.tokens.vocab_size = {vocab_size}: expected at least 257, the "
+      "bytes and an end"
     )
   backend = tokenizers.Tokenizer(tokenizers.models.BPE())
   backend.pre_tokenizer = pre.Sequence(
@@ -190,7 +190,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   made = _made(backend, f"BPE of {vocab_size}")
   if made.vocab_size != vocab_size:
     raise UserError(
-      f"tokenizer.vocab_size = {vocab_size}: the corpus has pairs for "
+      f"task.tokens.vocab_size = {vocab_size}: the corpus has pairs for "
       f"{made.vocab_size}; expected at most that"
     )
   return made

@@ -78,26 +78,34 @@ def measure(
     new_tokens: that a decoder is to write; 0 is of no writing.
 
   Returns:
-    `call`, the median seconds of a call with one example; `example`, those of
-    a call with `batch` examples, divided by them; `batch`, no more than the
-    test split has. Of a decoder that writes, `prefill`, the median seconds to
-    read half a row and choose a token; `token`, those of each further token;
-    and `prompt`, the tokens of half a row. Whatever else the host does at the
-    time is in them.
+    of `timed`, for up to `batch` examples. Of a decoder that writes, `prefill`,
+    the median seconds to read half a row and choose a token; `token`, those of
+    each further token; and `prompt`, the tokens of half a row.
   """
   forward = functional.forward(model, task.signature, batch)
-  batch = min(batch, len(task.test))
-  inputs = jax.device_put(task.test.read(np.arange(batch)))
+  rows = np.arange(min(batch, len(task.test)))
+  inputs = jax.device_put(task.test.read(rows))
   weights = jax.device_put(weights)
-  one = inputs[:1]
-  found = {
-    "call": median_seconds(lambda: forward(weights, one)),
-    "example": median_seconds(lambda: forward(weights, inputs)) / batch,
-    "batch": batch,
-  }
+  found = timed(lambda x: forward(weights, x), inputs)
   if new_tokens:
     found |= writing(Writer(model, weights, task), new_tokens)
   return found
+
+
+def timed(forward: Callable[[Any], Any], inputs: Any) -> dict[str, float | int]:
+  """Times a function of a batch.
+
+  Returns:
+    `call`, the median seconds of a call with one example; `example`, those of
+    a call with all, divided by them; `batch`, how many there are. Whatever else
+    the host does at the time is in them.
+  """
+  one, batch = inputs[:1], len(inputs)
+  return {
+    "call": median_seconds(lambda: forward(one)),
+    "example": median_seconds(lambda: forward(inputs)) / batch,
+    "batch": batch,
+  }
 
 
 def writing(writer: Writer, new_tokens: int) -> dict[str, float | int]:

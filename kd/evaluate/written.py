@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from kd import files
@@ -17,6 +16,7 @@ from kd.data import documents
 from kd.data.task import Task
 from kd.evaluate import registry, text
 from kd.evaluate.scores import Scored
+from kd.models import functional
 from kd.teachers.writing import Writer
 from kd.train.arms import Group
 from kd.train.step import TrainState
@@ -126,7 +126,7 @@ def arms(
         if stopped:
           each.append(None)
           continue
-        own = jax.tree.map(lambda x, s=s: x[s], state.weights)
+        own = functional.of_run(state.weights, s)
         written = prompts.write(group.student, own)
         words.setdefault(name, written)
         each.append(prompts.judge(written))

@@ -4,7 +4,7 @@ from kd.models.cnn import CNN
 from kd.models.decoder import Decoder
 from kd.models.mlp import MLP
 from kd.models.prefill import read_prefix
-from kd.models.pretrained import load_pretrained, save_pretrained
+from kd.models.pretrained import load_pretrained, save_pretrained, spec_of
 from kd.models.registry import MODELS, check, create, num_params
 from kd.models.sampler import completion_lengths, generate
 from kd.models.scoring import token_scores
@@ -22,5 +22,6 @@ __all__ = [
   "num_params",
   "read_prefix",
   "save_pretrained",
+  "spec_of",
   "token_scores",
 ]

@@ -11,7 +11,7 @@ layer.
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -60,8 +60,6 @@ class Adapted(nnx.Module):
   Its weights keep their names; `lora_a` and `lora_b` are float32.
   """
 
-  NAMES: ClassVar = ("lora_a", "lora_b")
-
   def __init__(
     self, linear: nnx.Linear, rank: int, alpha: float, rngs: nnx.Rngs
   ):
@@ -83,6 +81,11 @@ class Adapted(nnx.Module):
     y = y if self.bias is None else y + cast(self.bias)
     low = x @ cast(self.lora_a)
     return y + (self.scale * low) @ cast(self.lora_b)
+
+
+def is_adapter(path: str) -> bool:
+  """Whether weights belong to an adapter."""
+  return path.endswith((".lora_a", ".lora_b"))
 
 
 def adapt(model: Decoder, lora: Mapping[str, Any], rngs: nnx.Rngs) -> None:
@@ -107,9 +110,7 @@ def merged(
 ) -> dict[str, Array]:
   """Returns {path: weights} without adapters, W + (alpha / rank) A B."""
   scale = lora["alpha"] / lora["rank"]
-  found = {
-    path: x for path, x in weights.items() if not path.endswith(Adapted.NAMES)
-  }
+  found = {path: x for path, x in weights.items() if not is_adapter(path)}
   for path in weights:
     if path.endswith("lora_a"):
       stem = path.removesuffix("lora_a")
@@ -131,7 +132,7 @@ def is_frozen(path: str, freeze: Sequence[str], adapted: bool = False) -> bool:
   True
   """
   if adapted:
-    return not path.endswith(Adapted.NAMES)
+    return not is_adapter(path)
   return any(
     fnmatch.fnmatchcase(path, p) or fnmatch.fnmatchcase(path, f"{p}.*")
     for p in freeze

@@ -8,6 +8,7 @@ a head's width, F the MLP's, S slots of a cache.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -260,7 +261,9 @@ class Decoder(nnx.Module):
     for i, (layer, own) in enumerate(
       zip(self.layers, spec.layers, strict=True)
     ):
-      run = jax.checkpoint(layer, policy=policy) if policy else layer
+      # A new function each time: a trace that is kept has the layer's weights.
+      run = functools.partial(layer)
+      run = jax.checkpoint(run, policy=policy) if policy else run
       kv = cache and (cache.keys[i], cache.values[i])
       x_BxLxD, kv = run(x_BxLxD, angles[own.rope], places, kv)
       kept.append(kv)

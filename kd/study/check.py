@@ -84,6 +84,11 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
         f"arms.{name}.signal.live = True: a signal that is filtered, or a "
         "black box's, is stored; expected False"
       )
+    if section["calibrate"] != "none" and asks:
+      raise UserError(
+        f"arms.{name}.signal.calibrate = {section['calibrate']!r}: a black box "
+        "leaves no logits; expected 'none'"
+      )
   of_each = replicates.NUMBER in settings["teacher"]["path"]
   if not of_each:
     _teacher(settings["teacher"])
@@ -149,16 +154,24 @@ def with_the_task(
   settings = replicate.settings
   asks = answers.is_black_box(settings["teacher"])
   arms.check_classes(groups, task.num_classes)
+  if task.tokens and not settings["teacher"]["path"]:
+    _reads_tokens("teacher", settings["teacher"])
   fraction = model.check(settings["teacher"], task)
   for name, arm in settings["arms"].items():
     path, signal = f"arms.{name}.signal", arm["signal"]
     model.check_jitter(f"{path}.jitter", signal["jitter"], task)
+    if signal["live"] and model.is_prompted(settings["teacher"], task):
+      raise UserError(
+        f"{path}.live = True: a teacher that reads prompts answers beforehand; "
+        "expected False"
+      )
     if signal["keep"] == "top_k" and signal["k"] > task.num_classes:
       raise UserError(
         f"{path}.k = {signal['k']}: expected at most the task's "
         f"{task.num_classes} classes"
       )
     if task.tokens:
+      _reads_tokens(f"arms.{name}.student", arm["student"])
       _tokens(path, settings, signal, task.tokens)
   _evaluation(settings, task, asks)
   _batches(settings, [] if asks else groups, task)
@@ -191,6 +204,15 @@ def with_the_task(
     split.arrays()
 
 
+def _reads_tokens(path: str, kind: Mapping[str, Any]) -> None:
+  """Raises UserError for a model that answers once an example."""
+  if not issubclass(models.MODELS[kind["name"]], models.Decoder):
+    raise UserError(
+      f"{path}.name = {kind['name']!r}: reads no tokens, which the task has "
+      "since task.tokens.length > 0; expected 'decoder'"
+    )
+
+
 def _tokens(
   path: str,
   settings: Mapping[str, Any],
@@ -198,10 +220,11 @@ def _tokens(
   tokens: "Tokens",
 ) -> None:
   """Checks an arm's signal on a task of tokens."""
-  if signal["filter"]:
+  if signal["filter"] and not answers.writes(settings):
     raise UserError(
       f"{path}.filter = {signal['filter']!r}: filters look at examples with "
-      "one answer each; expected '' for a task of tokens"
+      "one answer each, or at completions; expected '', or teacher.black_box = "
+      "True"
     )
   of_all = checkpoints.is_checkpoint(settings["teacher"]["path"])
   if signal["live"] and of_all and tokens.subset:

@@ -249,6 +249,7 @@ class _Study:
       "samples": settings["signal"]["samples"],
       "labelled": settings["signal"]["labelled"],
       **first.task.facts,
+      **(first.teacher.padding(first.task) if first.teacher else {}),
       **({"completions_cut": first.cut} if first.cut else {}),
     }
     tasks = [one.task for one in self.every]

@@ -15,7 +15,14 @@ from kd.evaluate import cost, registry, scores, written
 from kd.study import students, transfer_sets, tune, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
-from kd.teachers import answers, black_box, completions, model, training
+from kd.teachers import (
+  answers,
+  black_box,
+  completions,
+  model,
+  prompted,
+  training,
+)
 from kd.teachers.completion_rows import Completed
 from kd.train import arms, loop
 from kd.train.batches import Setup, Transfer
@@ -210,7 +217,10 @@ class Runs:
     by side, and the teacher's scores."""
     options = self.of.settings["evaluate"]
     prompts = written.Prompts.of(self.task, options["generate"], self._batch)
-    if self.teacher is not None:
+    if self.teacher is not None and self.teacher.reader is not None:
+      rows = range(len(prompts.texts))
+      said = prompted.likeliest(self.teacher.reader, self.task, rows)
+    elif self.teacher is not None:
       said = prompts.write(self.teacher.model, self.teacher.weights)
     elif isinstance(self.box, Completed):
       said = self.box.test[: len(prompts.texts)]
@@ -276,9 +286,15 @@ class Runs:
       name: {"name": kind["name"], "parameters": cost.parameters(weights)}
       for name, (kind, weights) in asked.items()
     }
+    times = {}
+    if self.teacher is not None and self.teacher.reader is not None:
+      del asked["teacher"]
+      rows = range(min(len(self.task.test), prompted.AT_ONCE))
+      texts = prompted.texts(self.task, "test", rows)
+      times["teacher"] = cost.timed(self.teacher.reader.logits, texts)
     new = settings["evaluate"]["generate"]
     new = new["max_new_tokens"] if new["prompts"] else 0
-    return sizes, {
+    return sizes, times | {
       name: cost.measure(kind, weights, self.task, self._batch, new)
       for name, (kind, weights) in asked.items()
     }

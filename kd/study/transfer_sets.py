@@ -17,7 +17,7 @@ from kd import signals
 from kd.data.order import subset
 from kd.data.task import SAMPLE, Task
 from kd.errors import UserError
-from kd.signals import label, schema, store
+from kd.signals import calibrate, label, schema, store
 from kd.study import budget, workdir
 from kd.study.replicates import Replicate
 from kd.teachers import black_box, completion_rows, funnel
@@ -25,11 +25,11 @@ from kd.teachers import model as teachers
 from kd.train import arms
 from kd.train.batches import Live, Transfer, transfer_of
 
-# What draws an arm's rows from a pool, what filters and ranks a pool's signal,
+# What draws an arm's rows from a pool, what is made of a pool's stored signal,
 # and what is done with them in a step; the rest of an arm's `signal` section
 # says what the teacher is asked.
 DRAW = ("size", "omit_classes", "only_classes")
-FILTER = ("filter", "rank_by", "rubric", "rationale")
+FILTER = ("filter", "calibrate", "rank_by", "rubric", "rationale")
 STEP = ("jitter", "live")
 
 
@@ -154,19 +154,43 @@ class Pools:
     if name not in self.stored:
       self.stored[name] = self._stored(whole, start)
     made = self.stored[name]
-    if not chain:
+    calibrated = pool["calibrate"] != "none"
+    if not chain and not calibrated:
       return made, None
     if isinstance(made, store.Streamed):
+      key = "filter" if chain else "calibrate"
       raise UserError(
-        f"signal.filter = {pool['filter']!r}: reads a signal as a whole, which "
-        "is larger than task.resident_mib; expected more of that, or no filter"
+        f"signal.{key} = {pool[key]!r}: reads a signal as a whole, which is "
+        "larger than task.resident_mib; expected more of that, or no "
+        f"signal.{key}"
       )
+    if calibrated:
+      made = self._calibrated(made, pool)
+    if not chain:
+      return made, None
     assert isinstance(made.dense, signals.Dense)  # kd.config sees to it
     probs = np.asarray(jax.nn.softmax(made.dense.logits))
     truth = np.asarray(made.truth.ids)
     kept, counts = funnel.keep(probs, truth, self.task.class_names, chain)
-    self.funnels[pool["filter"]] = counts
+    name = pool["filter"] + (", calibrated" if calibrated else "")
+    self.funnels[name] = counts
     return made, kept
+
+  def _calibrated(
+    self, made: signals.Signal, pool: Mapping[str, Any]
+  ) -> signals.Signal:
+    """Returns all that a teacher with another prior would have left."""
+    assert isinstance(made.dense, signals.Dense)  # kd.config sees to it
+    logits = np.asarray(made.dense.logits, np.float32)
+    counted = logits if made.counts is None else logits[made.counts]
+    return signals.make(
+      logits + calibrate.biases(counted).astype(np.float32),
+      made.truth.ids,
+      seed=pool["seed"],
+      samples=pool["samples"],
+      temperature=pool["temperature"],
+      counts=made.counts,
+    )
 
   def _truth(self, pool: Mapping[str, Any], start: int) -> signals.Signal:
     """Returns what is known of a pool before a live teacher is asked."""

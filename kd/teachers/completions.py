@@ -2,15 +2,18 @@
 
 All that is known of it is a file of prompts with completions
 (kd.teachers.answers), which a black box gave or one of our own language models
-writes here. Prompts of the validation and of the test split teach nobody. A
-student reads a prompt with each of its C completions, a row each:
+writes here; or says how likely each class's name is, where those are what may
+follow (kd.teachers.prompted). Prompts of the validation and of the test split
+teach nobody. A student reads a prompt with each of its C completions, a row
+each:
 
     answers -> filters -> rows and a signal (kd.teachers.completion_rows)
 """
 
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +26,14 @@ from kd.data.documents import Record
 from kd.data.task import Task, Tokens, is_resident
 from kd.errors import UserError
 from kd.lines import lines
-from kd.teachers import answers, black_box, ingest, targets
+from kd.teachers import (
+  answers,
+  black_box,
+  ingest,
+  model,
+  prompted,
+  targets,
+)
 from kd.teachers import completion_rows as rows
 from kd.teachers.answers import Answers, Sample
 from kd.teachers.model import Teacher
@@ -50,15 +60,16 @@ def check(settings: Mapping[str, Any], task: Task) -> None:
       f"task.train = {settings['task']['train']!r}: holds texts; expected "
       "prompts, which the teacher completes"
     )
+  scored = model.is_prompted(settings["teacher"], task)
   for name, arm in settings["arms"].items():
-    for key in ("temperature", "seed"):
+    for key in ("temperature", "seed", *(("pool",) if scored else ())):
       if arm["signal"][key] != settings["signal"][key]:
         raise UserError(
           f"arms.{name}.signal.{key} = {arm['signal'][key]!r}: expected "
           f"signal.{key} = {settings['signal'][key]!r}, since the teacher "
           "writes its completions once"
         )
-    if arm["signal"]["pool"] == "rest":
+    if arm["signal"]["pool"] == "rest" and not scored:
       raise UserError(
         f"arms.{name}.signal.pool = 'rest': expected 'train', whose prompts a "
         "teacher that writes is asked"
@@ -94,44 +105,32 @@ def obtain(
 def _write(
   settings: Mapping[str, Any], task: Task, teacher: Teacher, path: str
 ) -> None:
-  """Lets a model complete the train split's prompts, a part at a time."""
+  """Lets a model complete the train split's prompts, a part at a time; those
+  that follow its own examples, where pools are the rest."""
   view, signal = rows.view_of(task), settings["signal"]
   most = max(arm["signal"]["samples"] for arm in settings["arms"].values())
-  records = view.records["train"]
+  records, first = view.records["train"], 0
+  if signal["pool"] == "rest":
+    first = prompted.may_show(settings["teacher"], task)
   prompts = documents.encode_prompts(records, view.tokenizer, view.template)
   for record, prompt in zip(records, prompts, strict=True):
     rows.check_prompt(record.where, len(prompt), task.positions)
-  batch = settings["evaluate"]["batch_size"] // max(1, most)
-  writer = Writer(teacher.model, teacher.weights, task)
-  key = jax.random.key(signal["seed"])
+  say = _sayer(settings, task, teacher, prompts, max(1, most))
   parts = []
   os.makedirs(f"{path}.parts", exist_ok=True)
-  for start in range(0, len(records), PART):
+  for start in range(first, len(records), PART):
     parts.append(os.path.join(f"{path}.parts", f"{start:09d}.jsonl"))
     if os.path.exists(parts[-1]):
       continue
     own = range(start, min(start + PART, len(records)))
-    written = writer.write(
-      [prompts[i] for i in own],
-      length=max(map(len, prompts)),
-      batch=max(1, min(batch, PART, len(records))),
-      samples=max(1, most),
-      temperature=signal["temperature"],
-      keys=jax.vmap(lambda i: jax.random.fold_in(key, i))(np.array(own)),
-      **settings["teacher"]["generate"],
-    )
     made = (
       Answers(
         f"train-{i}",
         documents.prompt_of(records[i], view.template),
-        [
-          Sample(w.text, logprob=w.logprob, truncated=w.truncated)
-          for w in each
-          if w.text.strip()
-        ],
+        [sample for sample in each if sample.text.strip()],
         reference=documents.completion_of(records[i]),
       )
-      for i, each in zip(own, written, strict=True)
+      for i, each in zip(own, say(own), strict=True)
     )
     files.write_text(
       parts[-1],
@@ -149,6 +148,46 @@ def _write(
       "a teacher that completes prompts"
     )
   files.write_text(path, "".join(whole))
+
+
+def _sayer(
+  settings: Mapping[str, Any],
+  task: Task,
+  teacher: Teacher,
+  prompts: Sequence[np.ndarray],
+  samples: int,
+) -> Callable[[range], list[list[Sample]]]:
+  """Returns what a teacher completes prompts with, of their rows."""
+  signal = settings["signal"]
+  if teacher.reader is not None:
+    return functools.partial(
+      prompted.completions,
+      teacher.reader,
+      task,
+      samples=samples,
+      temperature=signal["temperature"],
+      seed=signal["seed"],
+    )
+  batch = settings["evaluate"]["batch_size"] // samples
+  writer = Writer(teacher.model, teacher.weights, task)
+  key = jax.random.key(signal["seed"])
+
+  def say(own):
+    written = writer.write(
+      [prompts[i] for i in own],
+      length=max(map(len, prompts)),
+      batch=max(1, min(batch, PART, len(prompts))),
+      samples=samples,
+      temperature=signal["temperature"],
+      keys=jax.vmap(lambda i: jax.random.fold_in(key, i))(np.array(own)),
+      **settings["teacher"]["generate"],
+    )
+    return [
+      [Sample(w.text, logprob=w.logprob, truncated=w.truncated) for w in each]
+      for each in written
+    ]
+
+  return say
 
 
 def _check_lines(path: str, view: Tokens, length: int) -> None:

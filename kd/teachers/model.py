@@ -30,7 +30,7 @@ from kd.data.task import Split, Task
 from kd.errors import UserError, brief
 from kd.models import checkpoints, functional
 from kd.parallel import mesh
-from kd.teachers import answers
+from kd.teachers import answers, prompted
 from kd.train import checkpoint
 
 
@@ -45,6 +45,8 @@ class Teacher:
     fraction: of the train split, the first rows that it learned from.
     of_another_split: whether it was trained on another task or split, and so
       perhaps on examples that this one tests on.
+    reader: of a language model that reads texts in a prompt; None of a model
+      that reads what students read.
   """
 
   model: Mapping[str, Any]
@@ -52,6 +54,18 @@ class Teacher:
   fingerprint: str
   fraction: float
   of_another_split: bool = False
+  reader: prompted.Reader | None = None
+
+  def padding(self, task: Task) -> dict[str, str]:
+    """Returns which ids a language model's head has that are none of the
+    task's tokens: a study leaves them out."""
+    folder = self.model.get("folder")
+    if not folder or task.tokens is None or task.tokens.subset is not None:
+      return {}
+    columns = models.spec_of(folder).vocab_size
+    if columns == task.num_classes:
+      return {}
+    return {"teacher_ids_left_out": f"{task.num_classes} to {columns - 1}"}
 
   @functools.cached_property
   def _everywhere(self):
@@ -68,7 +82,8 @@ class Teacher:
   ) -> Any:
     """Returns what fn makes of the outputs on the split's `rows`, as numpy.
 
-    Every batch is padded to the same shape, and spread over the devices.
+    A prompted model's outputs are the logits of the classes. Of others, every
+    batch is padded to the same shape, and spread over the devices.
 
     Args:
       split, rows: the examples, N of them.
@@ -77,6 +92,10 @@ class Teacher:
       fn: of kd.models.functional.over; by itself it returns logits [N, V].
       arrays: of each position of the rows, for fn.
     """
+    if self.reader is not None:
+      logits = self.reader.logits(split.texts(rows), batch)
+      found = prompted.of_logits(fn)(logits, *arrays)
+      return jax.tree.map(np.asarray, found)
     forward, ahead = functional.spread(self.model, task.signature, batch, fn)
     out, each = [], task.positions
     for i in range(0, len(rows), ahead):
@@ -111,6 +130,9 @@ def check(section: Mapping[str, Any], task: Task) -> float:
   if has_answers(section):
     return 0.0
   if checkpoints.is_checkpoint(section["path"]):
+    if is_prompted(section, task):
+      prompted.make(section, task)
+      return section["fraction"]
     _check_checkpoint(section, task)
     return 0.0
   if section["path"]:
@@ -123,6 +145,14 @@ def check(section: Mapping[str, Any], task: Task) -> float:
   functional.define(options(section), task.signature)
   check_jitter("teacher.train.jitter", section["train"]["jitter"], task)
   return 0.0 if section["pretrained"] else section["fraction"]
+
+
+def is_prompted(section: Mapping[str, Any], task: Task) -> bool:
+  """Whether the teacher is a language model that says how likely the classes of
+  texts are, which it reads in a prompt of its own."""
+  tokens = task.tokens
+  scores = tokens is None or (tokens.classified and section["black_box"])
+  return bool(scores) and checkpoints.is_checkpoint(section["path"])
 
 
 def has_answers(section: Mapping[str, Any]) -> bool:
@@ -210,11 +240,7 @@ def _check_fit(folder: str, found: Mapping, task: Task) -> None:
 
 def _check_checkpoint(section: Mapping[str, Any], task: Task) -> None:
   """Checks that a language model reads what the task's tokenizer writes."""
-  if task.tokens is None:
-    raise UserError(
-      f"teacher.path = {section['path']!r} is a language model, and the task "
-      f"{task.name!r} has no tokens; expected task.tokens.length >= 2"
-    )
+  assert task.tokens is not None
   folder = checkpoints.folder(section["path"])
   check_tokenizer(folder, task)
   functional.define(_checkpoint(section, folder), task.signature)
@@ -246,9 +272,34 @@ def load_checkpoint(section: Mapping[str, Any], task: Task) -> Teacher:
   """Returns the language model that `teacher.path` names."""
   folder = checkpoints.folder(section["path"])
   kind = _checkpoint(section, folder)
+  if is_prompted(section, task):
+    return _load_prompted(section, kind, task)
   weights = checkpoint_weights(kind, task)
   what = {k: v for k, v in kind.items() if k != "folder"}
   return Teacher(kind, weights, fingerprint_of(what, weights), 0.0)
+
+
+def _load_prompted(
+  section: Mapping[str, Any], kind: Mapping[str, Any], task: Task
+) -> Teacher:
+  """Returns a language model that reads the task's texts in a prompt."""
+  prompt = prompted.make(section, task)
+  model = models.load_pretrained(
+    kind["folder"],
+    kind.get("dtype", "float32"),
+    param_dtype=kind.get("param_dtype", "float32"),
+  )
+  _, params, rest = nnx.split(model, nnx.Param, ...)
+  weights = {"params": params, "rest": rest}
+  kind = {**kind, "prompt": prompt.facts}
+  what = {k: v for k, v in kind.items() if k != "folder"}
+  return Teacher(
+    kind,
+    weights,
+    fingerprint_of(what, weights),
+    section["fraction"],
+    reader=prompted.Reader(model, prompt),
+  )
 
 
 def checkpoint_weights(kind: Mapping[str, Any], task: Task) -> dict[str, Any]:

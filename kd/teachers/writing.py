@@ -40,7 +40,7 @@ class Writer:
   Attributes:
     kind: the model's name and options; one made of a checkpoint has all ids of
       the tokenizer, any other those that students know.
-    weights: {"params", "rest"}.
+    weights: as kd.models.functional.split has them.
     task: of tokens.
   """
 
@@ -52,7 +52,7 @@ class Writer:
   def model(self) -> Decoder:
     graphdef, _ = functional.define(self.kind, self.task.signature)
     weights = jax.tree.map(jnp.asarray, self.weights)
-    made = nnx.merge(graphdef, weights["params"], weights["rest"])
+    made = nnx.merge(graphdef, *weights.values())
     assert isinstance(made, Decoder)
     return made
 

@@ -160,23 +160,34 @@ def _losses(objective: Objective, student: Outputs, signal: Signal, keys):
   time and again in the backward pass, so that the logits of a batch are never
   there."""
   rows, size = len(student.hidden), AT_A_TIME // student.num_classes
-  whole = objective.couples or objective.sequences
-  if whole or not student.is_large or rows <= size:
+  together = objective.couples or objective.sequences
+  if together or not student.is_large or rows <= size:
     return objective.loss(student, signal, **keys)
+  # What has other rows than positions.
+  signal = dataclasses.replace(signal, completions=None)
   live = signal.dense if isinstance(signal.dense, Outputs) else None
   if live is not None:
     signal = dataclasses.replace(signal, dense=live.hidden)
 
   @jax.checkpoint
-  def one(row):
-    hidden, own = jax.tree.map(lambda x: x[None], row)
+  def some(rows):
+    hidden, own = rows
     if live is not None:
       teacher = dataclasses.replace(live, hidden=own.dense)
       own = dataclasses.replace(own, dense=teacher)
-    alone = dataclasses.replace(student, hidden=hidden)
-    return objective.loss(alone, own, **keys)[0]
+    few = dataclasses.replace(student, hidden=hidden)
+    return objective.loss(few, own, **keys)
 
-  return jax.lax.map(one, (student.hidden, signal), batch_size=max(size, 1))
+  # Not lax.map of one row, which makes a gradient of the head for each.
+  size = max(size, 1)
+  count, rest = divmod(rows, size)
+  every, whole = (student.hidden, signal), count * size
+  cut = lambda x: x[:whole].reshape(count, size, *x.shape[1:])
+  losses = jax.lax.map(some, jax.tree.map(cut, every)).reshape(-1)
+  if not rest:
+    return losses
+  last = some(jax.tree.map(lambda x: x[whole:], every))
+  return jnp.concatenate([losses, last])
 
 
 def _mean(

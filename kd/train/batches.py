@@ -100,9 +100,9 @@ def transfer_of(section: Mapping[str, Any]) -> str:
   return json.dumps(section, sort_keys=True)
 
 
-def student_of(section: Mapping[str, Any]) -> str:
-  """Names the student that an arm's `student` section describes."""
-  return json.dumps(section, sort_keys=True)
+def student_of(group: Any) -> str:
+  """Names the student of a group of arms, and the weights it begins with."""
+  return json.dumps([group.student, group.start], sort_keys=True)
 
 
 def interval_bytes(
@@ -180,10 +180,10 @@ def gather(placed, x: Mapping[str, Array], positions: int):
   return jnp.take(placed["inputs"], x["rows"], axis=0), signal
 
 
-def referred(signal: Signal, x: Mapping[str, Any], student: Mapping[str, Any]):
+def referred(signal: Signal, x: Mapping[str, Any], group: Any):
   """Returns a batch's signal with what a student gave its completions before
   its training, where that was asked for."""
-  own = x.get("references", {}).get(student_of(student))
+  own = x.get("references", {}).get(student_of(group))
   if own is None:
     return signal
   of = dataclasses.replace(

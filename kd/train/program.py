@@ -88,9 +88,9 @@ def _bundles(groups: Sequence[Group], setup: Setup) -> list[list[int]]:
 def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
   """Returns the compiled program: (state, seeds, xs, numbers, start, resident)
   -> (state, logs), with `xs` the batches of kd.train.batches, [S, steps, ...],
-  `numbers` the arms' and in `resident` what lies on the device, with "frozen",
-  the weights of each group that do not train. It serves other numbers, data and
-  seeds as well."""
+  `numbers` the arms' and `resident` what lies on the device, with "frozen" the
+  weights of each group that do not train, if any. It serves other numbers, data
+  and seeds as well."""
   every = [list(range(len(groups)))]
   bundles = _bundles(groups, setup) if one_by_one else every
   graphdefs = [define(g.student, setup.task.signature)[0] for g in groups]
@@ -105,6 +105,9 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
     transfer = setup.transfers[name]
     return make_batch(transfer, setup.task, teachers.get(name), placed, x, key)
 
+  def frozen(resident, i):
+    return resident["frozen"][i] if "frozen" in resident else None
+
   def train(own, bundle, state, stream, steps, xs, resident):
     """Scans over the steps, a bundle of groups side by side."""
     members = [own[i] for i in bundle]
@@ -116,12 +119,12 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
 
       def own_batch(i):
         inputs, signal = found[names[i]]
-        return inputs, batches.referred(signal, x[names[i]], own[i].student)
+        return inputs, batches.referred(signal, x[names[i]], own[i])
 
       out = [
         train_step(
           *(graphdefs[i], own[i], setup, st),
-          *(own_batch(i), drop, step, resident["frozen"][i]),
+          *(own_batch(i), drop, step, frozen(resident, i)),
         )
         for i, st in zip(bundle, state, strict=True)
       ]
@@ -136,7 +139,7 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
 
   def look(i, state, logs, step, examples, frozen):
     one = functools.partial(
-      validate, graphdefs[i], setup, examples, step, frozen
+      validate, graphdefs[i], setup, examples, step, frozen=frozen
     )
     state, seen = jax.vmap(one)(state)
     return state, logs | seen
@@ -151,7 +154,7 @@ def make_interval(groups: Sequence[Group], setup: Setup, one_by_one: bool):
       trained = train(groups, bundle, own, stream, steps, xs, resident)
       for i, *of_group in zip(bundle, *trained, strict=True):
         examples = resident["validation"] if held is None else held
-        shared = resident["frozen"][i]
+        shared = frozen(resident, i)
         done[i] = look(i, *of_group, start + length, examples, shared)
     out = [done[i] for i in range(len(groups))]
     return tuple(st for st, _ in out), tuple(log for _, log in out)

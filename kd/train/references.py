@@ -6,7 +6,6 @@ Known from the first state alone, so that a run that continues has the same.
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,7 +30,7 @@ def with_references(
   """
   transfers = dict(setup.transfers)
   for group, own in zip(groups, state, strict=True):
-    name, student = transfer_of(group.signal), student_of(group.student)
+    name, student = transfer_of(group.signal), student_of(group)
     transfer = transfers[name]
     keys = [keys for part in group.parts for _, keys in part.terms]
     asked = any(k.get("reference") == "initial" for k in keys)

@@ -279,8 +279,8 @@ def validate(
   setup: Setup,
   examples: Sequence[Array],
   step: Array,
-  frozen: Any,
   state: TrainState,
+  frozen: Any = None,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Scores one run on the validation split and keeps the best weights.
 
@@ -292,8 +292,8 @@ def validate(
     setup: what the runs share.
     examples: inputs and labels of the split, and which labels count.
     step: the last that was taken, counted from 1.
-    frozen: of `train_step`.
     state: of one run.
+    frozen: of `train_step`.
   """
   inputs, labels, counts = examples
   right, nll, finite = over(

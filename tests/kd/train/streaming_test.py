@@ -29,7 +29,13 @@ from tests.kd import small
 
 L = 16
 MODEL = {"name": "decoder", "layers": 1, "width": 8, "heads": 2}
-TOP = {**small.SOFT, "objective": "top_k", "k": 4, "tail": "bucket"}
+TOP = {
+  **small.SOFT,
+  "objective": "top_k",
+  "temperature": 1.0,
+  "k": 4,
+  "tail": "bucket",
+}
 ARMS = {
   "top": TOP,
   "some": {"objective": "frequencies", "samples": 2, "temperature": 1.0},
