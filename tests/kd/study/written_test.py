@@ -10,6 +10,7 @@ from absl.testing import absltest
 
 from kd import study
 from kd.config import defaults, resolve
+from kd.data.registry import load
 from kd.errors import UserError
 from kd.study import check
 
@@ -124,6 +125,14 @@ class WrittenTest(absltest.TestCase):
     self.refused("arms.steps.objective.*signal.rationale = ''", steps)
     self.refused("arms.kd.objective.*needs a teacher that writes", not_boxed)
     self.refused("arms.kd.length = 'mean': 'any' adds", mean_of_any)
+
+  def test_fields_need_json(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    c = config(write(folder))
+    options = {**c.evaluate.generate, "metrics": ("field_accuracy",)}
+    task = load(resolve(c)["task"])
+    with self.assertRaisesRegex(UserError, "'field_accuracy' compares JSON"):
+      check._generation(options, task)
 
 
 if __name__ == "__main__":
