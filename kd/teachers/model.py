@@ -131,7 +131,7 @@ def check(section: Mapping[str, Any], task: Task) -> float:
     return 0.0
   if checkpoints.is_checkpoint(section["path"]):
     if is_prompted(section, task):
-      prompted.make(section, task)
+      prompted.check(section, task)
       return section["fraction"]
     _check_checkpoint(section, task)
     return 0.0

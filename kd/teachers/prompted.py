@@ -22,6 +22,8 @@ Axes: N texts, V classes, L tokens of a text, C tokens of a word.
 
 import dataclasses
 import functools
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from kd import models
+from kd import files, models
 from kd.data import tokenizers
 from kd.data.task import Classified, Task
 from kd.data.token_task import TEXT
@@ -126,6 +128,29 @@ def make(section: Mapping[str, Any], task: Task) -> Prompt:
     for c, text in _examples(section, task)
   ]
   return Prompt(tokenizer, BETWEEN.join(shown), stem.rstrip(), ids)
+
+
+def check(section: Mapping[str, Any], task: Task) -> None:
+  """Checks that there is such a prompt, and room in the model for each text.
+
+  Raises:
+    UserError: naming the key, or the text.
+  """
+  prompt = make(section, task)
+  path = os.path.join(checkpoints.folder(section["path"]), "config.json")
+  most = files.read_json(path, "config").get("max_position_embeddings")
+  room = (most or math.inf) - len(prompt.prefix) - max(map(len, prompt.words))
+  for name in ("train", "test"):
+    for row, text in enumerate(getattr(task, name).texts()):
+      if 4 * len(prompt.template + text) <= room:  # in no case more tokens
+        continue
+      count = len(prompt.prompts([text])[0])
+      if count > room:
+        raise UserError(
+          f"teacher.path = {section['path']!r} reads {most} tokens, and text "
+          f"{row} of task.{name} has {count}, of {room} that teacher.prompt "
+          "leaves; expected shorter texts, or fewer teacher.prompt.shots"
+        )
 
 
 def _examples(section: Mapping[str, Any], task: Task) -> list[tuple[int, str]]:

@@ -1,6 +1,8 @@
 """A language model as a teacher of classes: its prompt, its answers."""
 
+import json
 import os
+import pathlib
 import tempfile
 from unittest import mock
 
@@ -173,6 +175,17 @@ class PromptedTest(parameterized.TestCase):
     with self.assertRaises(UserError) as caught:
       model.check(section(self.folder, **keys), task())
     self.assertIn(message, str(caught.exception))
+
+  def test_refuses_a_text_that_is_too_long(self):
+    path = pathlib.Path(self.folder, "config.json")
+    own = json.loads(path.read_text()) | {"max_position_embeddings": 200}
+    with (
+      mock.patch.object(prompted.files, "read_json", return_value=own),
+      self.assertRaisesRegex(UserError, r"200 tokens, and text 10 of task.tr"),
+    ):
+      of = task()
+      of.train._texts[10] = "a" * 190
+      model.check(section(self.folder, shots=0), of)
 
   def test_refuses_what_is_no_text(self):
     of = registry.load(config.defaults().to_dict()["task"])
