@@ -272,6 +272,7 @@ def _evaluation(settings: Mapping[str, Any], task: "Task", asks: bool) -> None:
 
 def _generation(options: Mapping[str, Any], task: "Task") -> tuple[str, ...]:
   """Checks what is said of evaluation by generation; returns its metrics."""
+  from kd.data import documents
   from kd.evaluate import registry, text
 
   known = [name for name, m in registry.METRICS.items() if m.text]
@@ -295,6 +296,16 @@ def _generation(options: Mapping[str, Any], task: "Task") -> tuple[str, ...]:
       raise UserError(
         f"evaluate.generate.schema = {options['schema']!r}: {error}"
       ) from error
+  if "field_accuracy" in options["metrics"]:
+    for record in task.tokens.records["test"][: options["prompts"]]:
+      truth = documents.completion_of(record) or ""
+      try:
+        text.field_accuracy([truth], [truth])
+      except ValueError as error:
+        raise UserError(
+          "evaluate.generate.metrics: 'field_accuracy' compares JSON, and the "
+          f"completion of {record.where} is none ({error})"
+        ) from error
   return tuple(options["metrics"])
 
 

@@ -100,7 +100,7 @@ def make_batch(
     key: of what is random in it.
   """
   inputs, signal = batches.gather(placed, x, transfer.positions)
-  if transfer.positions > task.positions:  # each prompt has several rows
+  if inputs.ndim > 1 + len(task.input_shape):  # a prompt has several rows
     inputs = inputs.reshape(-1, *task.input_shape)
   inputs = scaled(inputs, task.signature)
   if transfer.jitter:

@@ -159,7 +159,16 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(bool(objective.needs), objective.rows is not None)
 
 
-CHOICES = ("answer", "truth", "best", "votes", "log_probs", "scores")
+CHOICES = (
+  "answer",
+  "truth",
+  "best",
+  "votes",
+  "log_probs",
+  "scores",
+  "rejected",
+  "worst",
+)
 
 if __name__ == "__main__":
   absltest.main()

@@ -92,10 +92,13 @@ class StudentsTest(parameterized.TestCase):
 
   def test_a_study_of_all_kinds(self):
     write_checkpoint(self.folder)
-    before = load_file(os.path.join(self.folder, "model.safetensors"))
+    other = os.path.join(self.parent, "other")
+    write_checkpoint(other, seed=1)
+    before = load_file(os.path.join(other, "model.safetensors"))
     workdir = os.path.join(self.parent, "study")
-    results = study.run(options(self.folder), workdir)
-    self.assertEqual([*results["arms"]], ["full", "lora", "part", "cut"])
+    own = {"student": {"name": "checkpoint", "folder": other}}
+    results = study.run(options(self.folder, **own), workdir)
+    self.assertCountEqual(results["arms"], ["full", "lora", "part", "cut"])
     kept = json.loads(pathlib.Path(workdir, "config.json").read_text())
     starts = kept["starts"]["0"]
     self.assertEqual(starts["full"], starts["lora"])
@@ -118,9 +121,9 @@ class StudentsTest(parameterized.TestCase):
     self.assertNotIn("model.layers.1.mlp.up_proj.weight", cut)
     with self.assertRaisesRegex(UserError, "--arm=none: expected one of full"):
       self.exported(workdir, "none")
-    write_checkpoint(self.folder, seed=1)
+    write_checkpoint(other, seed=2)
     with self.assertRaisesRegex(UserError, "arm 'full' began with weights of"):
-      study.run(options(self.folder), workdir, phase="train:")
+      study.run(options(self.folder, **own), workdir, phase="train:")
 
   @parameterized.parameters(None, 0.9)
   def test_all_of_a_teacher_gives_its_logits(self, coverage):

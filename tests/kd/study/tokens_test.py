@@ -125,7 +125,7 @@ class MistakeTest(parameterized.TestCase):
         signal__filter="sure",
       ),
     ),
-    ("black_box", dict(teacher__black_box=True, arms={"soft": small.HARD})),
+    ("holds texts", dict(teacher__black_box=True, arms={"soft": small.HARD})),
     (
       "compares",
       dict(

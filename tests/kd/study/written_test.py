@@ -10,6 +10,7 @@ from absl.testing import absltest
 
 from kd import study
 from kd.config import defaults, resolve
+from kd.data.registry import load
 from kd.errors import UserError
 from kd.study import check
 
@@ -79,7 +80,7 @@ class WrittenTest(absltest.TestCase):
     self.assertLen(set(tokens.values()), 1)
     self.assertLen(results["written"], 2)
     for entry in results["written"]:
-      self.assertEqual(list(entry["arms"]), list(arms))
+      self.assertCountEqual(entry["arms"], arms)
       self.assertIsInstance(entry["teacher"], str)
     self.assertIn("token_f1", results["teacher"])
     page = (workdir / "report.md").read_text()
@@ -124,6 +125,14 @@ class WrittenTest(absltest.TestCase):
     self.refused("arms.steps.objective.*signal.rationale = ''", steps)
     self.refused("arms.kd.objective.*needs a teacher that writes", not_boxed)
     self.refused("arms.kd.length = 'mean': 'any' adds", mean_of_any)
+
+  def test_fields_need_json(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    c = config(write(folder))
+    options = {**c.evaluate.generate, "metrics": ("field_accuracy",)}
+    task = load(resolve(c)["task"])
+    with self.assertRaisesRegex(UserError, "'field_accuracy' compares JSON"):
+      check._generation(options, task)
 
 
 if __name__ == "__main__":
