@@ -4,7 +4,7 @@ SmolLM2-135M-Instruct (arXiv:2502.02737), given six examples, says of snippets
 of film reviews how likely it holds the words "positive" and "negative"; all
 that leaves it are completions with their log-probabilities, as of a black box.
 A decoder from scratch, which reads the first 96 characters of each as the
-teacher does, learns to write the word, at equal steps on the same 400 texts:
+teacher does, learns to write the word, at equal steps on the same 300 texts:
 
   hard        the likelier word, token by token: the baseline
   best        the likelier word, as a sequence (SeqKD); sure without the texts
@@ -39,12 +39,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = defaults()
   config.study = "reviews"
   config.question = __doc__.splitlines()[0]
-  config.seeds = 5
+  config.seeds = 3
   config.baseline = "hard"
   config.task.name = "snippets"
-  config.task.train = "train[:424]"
+  config.task.train = "train[:324]"
   config.task.validation = "train[9000:9100]"
-  config.task.test = "train[4000:4300]"
+  config.task.test = "train[4000:4200]"
   config.task.tokens.update(
     dict(length=64, tokenizer="bpe", vocab_size=512, pack=False)
   )
@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.task.tokens.characters = 96
   config.teacher.path = "smollm2"
   config.teacher.black_box = True
-  config.teacher.fraction = 24 / 424  # has the examples; the pool is the rest
+  config.teacher.fraction = 24 / 324  # has the examples; the pool is the rest
   config.teacher.prompt.update(
     dict(shots=6, template="Review: {text}\nSentiment: {label}")
   )
@@ -63,22 +63,23 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.filters = dict(sure=(dict(name="confidence", low=0.7),))
   config.train.update(
     dict(
-      steps=200,
+      steps=150,
       batch_size=8,
       learning_rate=2e-3,
       schedule="cosine",
       warmup_steps=20,
       log_every=50,
-      checkpoint_every=200,
+      checkpoint_every=150,
       runs="vmap",
     )
   )
   config.evaluate.metric = "exact_match"
   config.evaluate.batch_size = 64
   config.evaluate.generate.update(
-    dict(prompts=300, max_new_tokens=8, metrics=("exact_match",))
+    dict(
+      prompts=200, max_new_tokens=8, metrics=("exact_match", "text_agreement")
+    )
   )
-  config.evaluate.generate.metrics += ("text_agreement",)
   if arg == "smoke":
     config.seeds = 2
     config.task.train = "train[:24]"
