@@ -100,7 +100,7 @@ def make_batch(
     key: of what is random in it.
   """
   inputs, signal = batches.gather(placed, x, transfer.positions)
-  if transfer.positions > task.positions:  # each prompt has several rows
+  if task.tokens is not None:  # a prompt has a row for each completion
     inputs = inputs.reshape(-1, *task.input_shape)
   inputs = scaled(inputs, task.signature)
   if transfer.jitter:
