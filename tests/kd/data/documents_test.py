@@ -134,7 +134,7 @@ class EncodeTest(absltest.TestCase):
       documents.encode_prompts([Record(text="a", where="f:3")], self.tokenizer)
 
   def test_splits_are_by_record(self):
-    records = documents.of_texts((f"docs {i}", str(i)) for i in range(50))
+    records = [Record(text=str(i), where=f"docs {i}") for i in range(50)]
     parts = documents.split(TASK, records)
     self.assertEqual([len(parts[p]) for p in parts], [30, 10, 10])
     together = [r.text for part in parts.values() for r in part]
