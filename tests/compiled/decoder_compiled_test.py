@@ -77,8 +77,8 @@ class GpuTest(absltest.TestCase):
     run, arms = gradients(SPEC, dtype=jnp.bfloat16)
     put = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place)
     with jax.set_mesh(mesh):
-      lowered = jax.jit(run).lower(*jax.tree.map(put, (arms, X)))
-      text = lowered.compile().as_text()
+      traced = jax.jit(run).trace(*jax.tree.map(put, (arms, X)))
+      text = topologies.compiled(traced, "cuda").as_text()
     self.assertIn(SCORES, text)
     self.assertNotIn("splash", text)
 
