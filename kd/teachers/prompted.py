@@ -141,7 +141,7 @@ def check(section: Mapping[str, Any], task: Task) -> None:
   most = files.read_json(path, "config").get("max_position_embeddings")
   room = (most or math.inf) - len(prompt.prefix) - max(map(len, prompt.words))
   for name in ("train", "test"):
-    for row, text in enumerate(getattr(task, name).texts()):
+    for row, text in enumerate(texts(task, name)):
       if 4 * len(prompt.template + text) <= room:  # in no case more tokens
         continue
       count = len(prompt.prompts([text])[0])
@@ -183,12 +183,16 @@ def may_show(section: Mapping[str, Any], task: Task) -> int:
   return max(1, round(section["fraction"] * size))
 
 
-def texts(task: Task, part: str, rows: Sequence[int]) -> list[str]:
-  """Returns texts of one of a task's parts, as students read them."""
+def texts(
+  task: Task, part: str, rows: Sequence[int] | None = None
+) -> list[str]:
+  """Returns texts of one of a task's parts, as students read them; None is
+  all."""
   own = _classified(task)
   if own is None:
     return getattr(task, part).texts(rows)
-  return [own.texts[part][i] for i in rows]
+  found = own.texts[part]
+  return list(found) if rows is None else [found[i] for i in rows]
 
 
 def _classified(task: Task) -> Classified | None:
