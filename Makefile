@@ -28,7 +28,7 @@ JOBS ?= 2
 
 # Studies whose data are packages of their own (requirements-data.txt and
 # requirements-sdists.txt).
-DATA_STUDIES := routing filetype sentiment smollm2
+DATA_STUDIES := routing filetype sentiment smollm2 reviews
 
 # The first of these that is Python 3.12 or newer, unless PYTHON names one.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.13 python3.14 python3 python)

