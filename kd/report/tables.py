@@ -213,7 +213,7 @@ def cost_tables(results: Results) -> list[Block]:
     )
     if writes:
       rows[-1] += [
-        f"{1e3 * own['prefill']:.3g}" if own else wording.DASH,
+        f"{1e3 * own['prefill']:.3g}" if "prefill" in own else wording.DASH,
         f"{1 / own['token']:,.0f}" if own.get("token") else wording.DASH,
       ]
   many = "/".join(map(str, sorted(batches))) or "many"

@@ -119,7 +119,9 @@ class StudentsTest(parameterized.TestCase):
     self.assertEqual(moved["part"], {*before} - held)
     cut, _ = self.exported(workdir, "cut")
     self.assertNotIn("model.layers.1.mlp.up_proj.weight", cut)
-    with self.assertRaisesRegex(UserError, "--arm=none: expected one of full"):
+    with self.assertRaisesRegex(
+      UserError, "--arm=none: expected one of cut, full"
+    ):
       self.exported(workdir, "none")
     write_checkpoint(other, seed=2)
     with self.assertRaisesRegex(UserError, "arm 'full' began with weights of"):

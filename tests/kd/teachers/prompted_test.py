@@ -179,8 +179,10 @@ class PromptedTest(parameterized.TestCase):
   def test_refuses_a_text_that_is_too_long(self):
     path = pathlib.Path(self.folder, "config.json")
     own = json.loads(path.read_text()) | {"max_position_embeddings": 200}
+    read = prompted.files.read_json
+    short = lambda at, what: own if str(at) == str(path) else read(at, what)
     with (
-      mock.patch.object(prompted.files, "read_json", return_value=own),
+      mock.patch.object(prompted.files, "read_json", side_effect=short),
       self.assertRaisesRegex(UserError, r"200 tokens, and text 10 of task.tr"),
     ):
       of = task()

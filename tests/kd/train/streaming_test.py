@@ -118,12 +118,14 @@ def over_devices(folder):
   for devices in (1, 2, 4):
     _, logs = fit(folder, 1e-3, devices, count=4)
     found.append(
-      [
-        log.arms[arm][what]
-        for log in logs
-        for arm in ARMS
-        for what in ("loss", "grad_norm", "validation_nll")
-      ]
+      np.concatenate(
+        [
+          np.ravel(log.arms[arm][what])
+          for log in logs
+          for arm in ARMS
+          for what in ("loss", "grad_norm", "validation_nll")
+        ]
+      )
     )
   for other in found[1:]:
     np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-6)
