@@ -12,8 +12,8 @@ import sys
 import time
 
 import numpy as np
-import torch  # ty: ignore[unresolved-import]
-import transformers  # ty: ignore[unresolved-import]
+import torch  # ty: ignore[import-not-found]
+import transformers  # ty: ignore[import-not-found]
 
 
 def load(folder: pathlib.Path):
