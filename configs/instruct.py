@@ -26,8 +26,9 @@ Numerics: bfloat16, with float32 weights and moments of the student; a layer's
 activations are computed again in the backward pass, and a batch is looked at in
 8 parts. All arms' weights and moments lie on the device: 16 bytes for each
 weight of each arm, of which fewer can be kept in the config.
-Evidence: smoke-run on a CPU on small random checkpoints; its steps were
-compiled for a TPU v5e and an H100 (docs/performance.md). Not run on either.
+Evidence: run on a CPU, on small random checkpoints that a test writes; steps of
+this kind, of one layer, are compiled for a TPU v5e and an H100 (tests/compiled).
+Not run on real models, nor on a TPU or GPU.
 `:smoke` needs no folder: both models are decoders from scratch, on docstrings.
 """
 
