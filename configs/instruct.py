@@ -27,7 +27,7 @@ activations are computed again in the backward pass, and a batch is looked at in
 8 parts. All arms' weights and moments lie on the device: 16 bytes for each
 weight of each arm, of which fewer can be kept in the config.
 Evidence: run on a CPU, on small random checkpoints that a test writes; steps of
-this kind, of one layer, are compiled for a TPU v5e and an H100 (tests/compiled).
+this kind and of one layer are compiled for a v5e and an H100 (tests/compiled).
 Not run on real models, nor on a TPU or GPU.
 `:smoke` needs no folder: both models are decoders from scratch, on docstrings.
 """

@@ -276,7 +276,8 @@ def _over(usual: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     **usual,
     **{
       k: _over(usual[k], v)
-      if isinstance(usual.get(k), Mapping) and isinstance(v, Mapping)
+      if isinstance(usual.get(k), Mapping)
+      and isinstance(v, Mapping | ConfigDict)
       else v
       for k, v in found.items()
     },
