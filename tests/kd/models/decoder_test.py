@@ -226,7 +226,7 @@ class StudentTest(parameterized.TestCase):
     self.assertEqual(model.spec.family, family)
 
   @parameterized.parameters(
-    ({"input_shape": (L,)}, r"\[2, L\], the task's inputs have shape \(12,\)"),
+    ({"input_shape": (L,)}, r"reads tokens, and .* shape \(12,\); expected"),
     ({"heads": 3}, "heads = 3, kv_heads = 3: expected heads that divide"),
     ({"kv_heads": 3}, "kv_heads = 3"),
     ({"head_dim": 3}, "expected an even width"),

@@ -90,7 +90,8 @@ class ModelTest(parameterized.TestCase):
     # What a study resolves before it makes a model (kd.study.students).
     before = {"from_teacher", "lora", "freeze"} - {*options}
     self.assertCountEqual({*kind.OPTIONS} - before, options)
-    models.check("student", {"name": name, **options})
+    given = {k: v for k, v in options.items() if v is not inspect._empty}
+    models.check("student", {"name": name, **given})
 
   @parameterized.parameters(
     ("mlp", {"hidden": (True,)}, r"student.hidden = \(True,\): expected a tup"),

@@ -367,7 +367,7 @@ class BadInputTest(Workdir):
     ("--config.signal.jitter=-1", "jitter = -1"),
   )
   def test_what_the_config_alone_tells_is_said_at_once(self, flag, message):
-    self.assertLess(self.refused(flag, message), 2.0)
+    self.assertLess(self.refused(flag, message), 2.5)
 
   @parameterized.parameters(
     ("--config.task.name=digitz", "did you mean digits"),
