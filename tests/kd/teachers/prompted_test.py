@@ -186,7 +186,7 @@ class PromptedTest(parameterized.TestCase):
       self.assertRaisesRegex(UserError, r"200 tokens, and text 10 of task.tr"),
     ):
       of = task()
-      of.train._texts[10] = "a" * 190
+      of.train._texts[10] = "a" * 400
       model.check(section(self.folder, shots=0), of)
 
   def test_refuses_what_is_no_text(self):
