@@ -72,8 +72,8 @@ class DocstringsTest(absltest.TestCase):
       with self.assertRaisesRegex(
         UserError, "has the texts text, id; expected"
       ):
-        tfds_task.read_texts(task)
-      found = tfds_task.read_texts(task, "text")
+        tfds_task.read_texts(task, "body")
+      found = tfds_task.read_texts(task)
     self.assertEqual([len(x) for x in found.values()], [2, 1, 1])
     texts = [text for of in found.values() for _, text, _ in of]
     self.assertCountEqual(texts, [t for _, t in docstrings.gather(self.files)])
