@@ -104,6 +104,13 @@ def _share(right: np.ndarray) -> float:
   return float(np.mean(right)) if right.size else float("nan")
 
 
+def _of_words(words: str, text: Callable[[Any, Words], Any]) -> Metric:
+  """Returns the entry of a share of what is written, a mean over prompts."""
+  return Metric(
+    words, PERCENT, +1, text=text, shown="table", over_examples="mean"
+  )
+
+
 METRICS: dict[str, Metric] = {
   "accuracy": Metric(
     "accuracy",
@@ -166,53 +173,24 @@ METRICS: dict[str, Metric] = {
     lambda metrics, at: metrics.brier(at.probs, at.label),
     over_examples="mean",
   ),
-  "exact_match": Metric(
-    "exact match",
-    PERCENT,
-    +1,
-    text=lambda text, of: text.exact_match(of.written, of.truth),
-    shown="table",
-    over_examples="mean",
+  "exact_match": _of_words(
+    "exact match", lambda text, of: text.exact_match(of.written, of.truth)
   ),
-  "token_f1": Metric(
-    "token F1",
-    PERCENT,
-    +1,
-    text=lambda text, of: text.token_f1(of.written, of.truth),
-    shown="table",
-    over_examples="mean",
+  "token_f1": _of_words(
+    "token F1", lambda text, of: text.token_f1(of.written, of.truth)
   ),
-  "rouge_l": Metric(
-    "ROUGE-L",
-    PERCENT,
-    +1,
-    text=lambda text, of: text.rouge_l(of.written, of.truth),
-    shown="table",
-    over_examples="mean",
+  "rouge_l": _of_words(
+    "ROUGE-L", lambda text, of: text.rouge_l(of.written, of.truth)
   ),
-  "json_valid": Metric(
-    "valid JSON",
-    PERCENT,
-    +1,
-    text=lambda text, of: text.json_valid(of.written, of.schema),
-    shown="table",
-    over_examples="mean",
+  "json_valid": _of_words(
+    "valid JSON", lambda text, of: text.json_valid(of.written, of.schema)
   ),
-  "field_accuracy": Metric(
-    "field accuracy",
-    PERCENT,
-    +1,
-    text=lambda text, of: text.field_accuracy(of.written, of.truth),
-    shown="table",
-    over_examples="mean",
+  "field_accuracy": _of_words(
+    "field accuracy", lambda text, of: text.field_accuracy(of.written, of.truth)
   ),
-  "text_agreement": Metric(
+  "text_agreement": _of_words(
     "agreement of words",
-    PERCENT,
-    +1,
-    text=lambda text, of: text.agreement(of.written, of.teacher),
-    shown="table",
-    over_examples="mean",
+    lambda text, of: text.agreement(of.written, of.teacher),
   ),
   # Not of a run's logits: a choice made on validation, and what a black box
   # answered.

@@ -206,16 +206,23 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Test:
-  """The test split, placed once for all arms, and which labels count."""
+class Test:
+  """The test split, placed once for all arms.
+
+  Attributes:
+    inputs, labels: of it.
+    said: what the teacher says of the labels; None, and then what compares with
+      it is left out.
+    places: of the labels that count.
+  """
 
   inputs: Array
   labels: Array
   said: Said | None
-  places: np.ndarray  # of the labels that count
+  places: np.ndarray
 
   @classmethod
-  def of(cls, split: Split, said: Said | None) -> "_Test":
+  def of(cls, split: Split, said: Said | None) -> "Test":
     inputs, labels = split.arrays()
     said = None if said is None else jax.tree.map(jnp.asarray, said)
     placed = jnp.asarray(inputs), jnp.asarray(labels)
@@ -232,7 +239,7 @@ def arm(
   group: Group,
   state: TrainState,
   task: Task,
-  said: Said | None,
+  test: Test,
   *,
   batch: int,
   bins: int,
@@ -244,26 +251,24 @@ def arm(
   Args:
     group: that holds the arm, for its student.
     state: the arm's, from kd.train.loop.fit.
-    task: its test split is scored, its validation split serves choices.
-    said: what the teacher says of the test split; None, and then what compares
-      with it is left out.
+    task: its validation split serves choices.
+    test: its test split, which is scored.
     batch: examples in one forward pass.
     bins: of the calibration error.
     shift_classes: whose biases are shifted for the metrics "_shifted".
     metric: the study's primary one.
   """
-  test = _Test.of(task.test, said)
-  labels = np.asarray(test.labels)[test.places]
-  is_answers = isinstance(said, np.ndarray) and said.ndim == 1
+  labels, said = np.asarray(test.labels)[test.places], test.said
+  dense = said is None or isinstance(said, TopK) or said.ndim > 1
   score = functools.partial(
     values,
     labels=labels,
     bins=bins,
     num_classes=task.num_classes,
-    given=said[test.places] >= 0 if is_answers else None,
+    given=None if dense else np.asarray(said)[test.places] >= 0,
   )
   look = functional.forward(group.student, task.signature, batch, judge)
-  rest = (test.labels,) if said is None else (test.labels, test.said)
+  rest = (test.labels,) if said is None else (test.labels, said)
 
   def each(weights) -> list[Each]:
     found = [look(own, test.inputs, *rest) for own in _by_seed(weights)]

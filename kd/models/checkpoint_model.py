@@ -1,5 +1,6 @@
 """A language model of a Hugging Face folder, as a study's model."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -77,14 +78,7 @@ class Checkpoint(Decoder):
     self, x_BxCxL: Int[Array, "B C L"], rngs: nnx.Rngs | None = None
   ) -> Outputs:
     del rngs
-    kept = None if self.kept is None else self.kept[...]
-    ids_BxL = x_BxCxL[:, 0 if kept is None else 2]
-    hidden_BxLxD = self.hidden(ids_BxL, segments_BxL=x_BxCxL[:, 1])
-    return Outputs(
-      hidden_BxLxD.reshape(-1, self.spec.width),
-      self.kernel,
-      kept=kept,
-      vocab_size=self.vocab_size,
-      soft_cap=self.spec.logits_cap,
-      scale=self.spec.logits_scale,
-    )
+    if self.kept is None:
+      return super().__call__(x_BxCxL)
+    made = super().__call__(x_BxCxL[:, 2:0:-1])
+    return dataclasses.replace(made, kept=self.kept[...])

@@ -9,7 +9,7 @@ a head's width, F the MLP's, S slots of a cache.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import jax
@@ -294,10 +294,12 @@ class Decoder(nnx.Module):
     self, hidden: Float[Array, "*axes D"]
   ) -> Float[Array, "*axes V"]:
     """Applies the head to what `hidden` gave, in float32."""
-    z = jnp.matmul(hidden, self.kernel, preferred_element_type=jnp.float32)
-    z *= self.spec.logits_scale
-    cap = self.spec.logits_cap
-    return z if cap is None else cap * jnp.tanh(z / cap)
+    return self.outputs(hidden).logits
+
+  def outputs(self, hidden: Float[Array, "*axes D"]) -> Outputs:
+    """Returns what the head, with all of its columns, makes of `hidden`."""
+    cap, scale = self.spec.logits_cap, self.spec.logits_scale
+    return Outputs(hidden, self.kernel, soft_cap=cap, scale=scale)
 
   def logits(
     self,
@@ -326,13 +328,8 @@ class Decoder(nnx.Module):
     x_CxBxL = x_BxCxL.astype(jnp.int32).swapaxes(0, 1)
     ids_BxL, segments_BxL, *_ = x_CxBxL
     hidden_BxLxD = self.hidden(ids_BxL, segments_BxL=segments_BxL)
-    return Outputs(
-      hidden_BxLxD.reshape(-1, self.spec.width),
-      self.kernel,
-      vocab_size=self.vocab_size,
-      soft_cap=self.spec.logits_cap,
-      scale=self.spec.logits_scale,
-    )
+    made = self.outputs(hidden_BxLxD.reshape(-1, self.spec.width))
+    return dataclasses.replace(made, vocab_size=self.vocab_size)
 
 
 def padded_from(columns: int, num_classes: int, where: str) -> int | None:
@@ -361,10 +358,15 @@ def restarting(segments_BxL: Int[Array, "B L"]) -> Int[Array, "B L"]:
   return index - jax.lax.cummax(starts, axis=1)
 
 
-def arrays(model: Decoder) -> dict[str, Array]:
-  """Returns the weights by their paths, such as "layers.0.mlp.up.kernel"."""
+def dotted(path: Sequence[Any]) -> str:
+  """Returns a weight's path as a text, such as "layers.0.mlp.up.kernel"."""
+  return ".".join(map(str, path))
+
+
+def arrays(model: nnx.Module) -> dict[str, Array]:
+  """Returns the weights by their paths (`dotted`)."""
   state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-  return {".".join(map(str, parts)): x.get_value() for parts, x in state}
+  return {dotted(parts): x.get_value() for parts, x in state}
 
 
 def build(
@@ -375,6 +377,6 @@ def build(
   graphdef, state = nnx.split(model)
   flat = {}
   for parts, x in nnx.to_flat_state(state):
-    array = read(".".join(map(str, parts)), x.shape)
+    array = read(dotted(parts), x.shape)
     flat[parts] = x.replace(jnp.asarray(array, x.dtype))
   return nnx.merge(graphdef, nnx.from_flat_state(flat))

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from kd import config, models
+from kd.models.decoder import dotted
 from kd.models.outputs import Outputs
 from kd.parallel import mesh
 
@@ -73,10 +74,6 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
   graphdef, frozen, params, rest = nnx.split(model, held, nnx.Param, ...)
   weights = {"params": params, "rest": rest}
   return graphdef, weights | ({"frozen": frozen} if frozen else {})
-
-
-def dotted(path: Sequence[Any]) -> str:
-  return ".".join(map(str, path))
 
 
 def filled(state: nnx.State, arrays: Mapping[str, Array]) -> nnx.State:

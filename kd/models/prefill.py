@@ -17,7 +17,6 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from kd.models.decoder import Cache, Decoder
-from kd.models.outputs import Outputs
 
 Padding = Literal["right", "left"]
 
@@ -82,14 +81,6 @@ def segments(
   there = index < lengths[:, None]
   check_ids(model, "prompts", prompts, there)
   return there.astype(jnp.int32)
-
-
-def outputs(model: Decoder, hidden: Float[Array, "N D"]) -> Outputs:
-  """Returns what the head makes of some positions' hidden states."""
-  spec = model.spec
-  return Outputs(
-    hidden, model.kernel, soft_cap=spec.logits_cap, scale=spec.logits_scale
-  )
 
 
 def check_ids(model: Decoder, name: str, ids, there) -> None:

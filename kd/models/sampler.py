@@ -151,7 +151,7 @@ def _generate(
   model = nnx.merge(graphdef, weights)
 
   def choose(hidden_BxD, t):
-    logits_BxV = prefill.outputs(model, hidden_BxD).logits
+    logits_BxV = model.outputs(hidden_BxD).logits
     if keys is None:
       token = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     else:

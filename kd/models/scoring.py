@@ -78,9 +78,9 @@ def _token_scores(
   hidden_BxD, cache, first = prefill.read(
     model, prompts_BxL, segments_BxL, prefix, length
   )
-  score = lambda hidden_NxD, ids_NxK: prefill.outputs(
-    model, hidden_NxD
-  ).log_probs_at(ids_NxK, 1.0)
+  score = lambda hidden_NxD, ids_NxK: model.outputs(hidden_NxD).log_probs_at(
+    ids_NxK, 1.0
+  )
 
   def rest(one):
     ids_BxM, lengths_B = one

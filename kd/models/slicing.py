@@ -9,12 +9,10 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from kd.errors import UserError
-from kd.models.decoder import Decoder
+from kd.models.decoder import Decoder, arrays, build
 from kd.models.spec import Spec
 
 Choice = int | Sequence[int] | None
@@ -55,7 +53,8 @@ def from_teacher(
   Raises:
     UserError: a number or an index out of range, or twice.
   """
-  spec, weights = teacher.spec, _arrays(teacher)
+  spec = teacher.spec
+  weights = {path: np.asarray(x) for path, x in arrays(teacher).items()}
   student = smaller(
     spec,
     layers=layers,
@@ -94,15 +93,7 @@ def from_teacher(
     axes = rows[name]
     array = _take(weights[name], axes, {"D": channels})
     cut[name] = _words(array, axes.find("V"), ids, other)
-  shell = nnx.eval_shape(
-    lambda: Decoder(student, teacher.numerics, rngs=nnx.Rngs(0))
-  )
-  graphdef, state = nnx.split(shell)
-  flat = dict(nnx.to_flat_state(state))
-  for parts, variable in flat.items():
-    array = cut[".".join(map(str, parts))]
-    flat[parts] = variable.replace(jnp.asarray(array, variable.dtype))
-  return nnx.merge(graphdef, nnx.from_flat_state(flat))
+  return build(student, teacher.numerics, lambda path, shape: cut[path])
 
 
 def smaller(
@@ -133,11 +124,6 @@ def smaller(
     ),
     kept=_renamed(spec.kept, ids),
   )
-
-
-def _arrays(model: Decoder) -> dict[str, np.ndarray]:
-  state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-  return {".".join(map(str, k)): np.asarray(x[...]) for k, x in state}
 
 
 def _norm(array, axis) -> np.ndarray:

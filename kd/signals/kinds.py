@@ -258,22 +258,32 @@ def _from_the_largest(logits: Float[Array, "V"]) -> Float[Array, "V"]:
   return z - jnp.max(z)
 
 
+def apart(signal: Signal) -> tuple[Any, Callable[[Any], Signal]]:
+  """Returns (arrays, join): a batch's signal as arrays with its rows alone, and
+  what makes a signal of some of their rows.
+
+  Of a live teacher that is the hidden states: its head belongs to all rows.
+  """
+  live = signal.dense
+  if not isinstance(live, Outputs):
+    return signal, lambda arrays: arrays
+
+  def join(arrays):
+    own = dataclasses.replace(live, hidden=arrays.dense)
+    return dataclasses.replace(arrays, dense=own)
+
+  return dataclasses.replace(signal, dense=live.hidden), join
+
+
 def part(signal: Signal, i: Array, parts: int) -> Signal:
   """Returns the i-th of equal parts of a batch's rows."""
-  live = signal.dense if isinstance(signal.dense, Outputs) else None
-  if live is not None:  # whose head belongs to all rows
-    signal = dataclasses.replace(signal, dense=live.hidden)
+  arrays, join = apart(signal)
 
   def cut(x):
     size = len(x) // parts
     return jax.lax.dynamic_slice_in_dim(x, i * size, size)
 
-  own = jax.tree.map(cut, signal)
-  if live is None:
-    return own
-  return dataclasses.replace(
-    own, dense=dataclasses.replace(live, hidden=own.dense)
-  )
+  return join(jax.tree.map(cut, arrays))
 
 
 def top_k(

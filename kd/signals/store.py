@@ -327,9 +327,8 @@ def _check_keys(
     first = wrong[0]
     moved = own.keys[first] in (have if every is None else every)
     raise UserError(
-      f"{folder}: row {own.rows[first]} is of another example than this "
-      + "study's "
-      + ("(which is there in another order)" if moved else "(other data)")
+      f"{folder}: row {own.rows[first]} is of another example than this study's"
+      + (" (which is there in another order)" if moved else " (other data)")
       + f": key {have[first]:016x}, expected {own.keys[first]:016x}; "
       f"{len(wrong)} of {len(have)} rows differ"
     )

@@ -101,6 +101,7 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
 
 def _teacher(section: Mapping[str, Any]) -> None:
   path = section["path"]
+  options = {k: v for k, v in section.items() if k not in sections.TEACHER}
   for key in ("from_teacher", *adapters.OPTIONS):
     if key in section:
       raise UserError(
@@ -112,7 +113,6 @@ def _teacher(section: Mapping[str, Any]) -> None:
       f"teacher.path = {path!r}: expected its folder {os.path.dirname(path)!r}"
     )
   if checkpoints.is_checkpoint(path):
-    options = {k: v for k, v in section.items() if k not in sections.TEACHER}
     models.check("teacher", {**options, "name": "checkpoint", "folder": path})
     return
   if path and answers.is_answers(path):
@@ -135,7 +135,6 @@ def _teacher(section: Mapping[str, Any]) -> None:
     return
   if "name" not in section:
     raise UserError("teacher.name is missing: expected a model's name")
-  options = {k: v for k, v in section.items() if k not in sections.TEACHER}
   models.check("teacher", options)
   sections.check_train("teacher.train", section["train"])
 

@@ -17,7 +17,7 @@ from kd import config, files
 from kd.data.registry import load
 from kd.errors import UserError
 from kd.models import adapters, functional, pretrained
-from kd.models.decoder import Decoder
+from kd.models.decoder import Decoder, build
 from kd.study import replicates, students
 from kd.teachers import answers, command, model
 from kd.train import arms, checkpoint, loop
@@ -103,11 +103,7 @@ def export(
   }
   if lora := group.student.get("lora"):
     every = adapters.merged(every, lora)
-  plain = nnx.eval_shape(
-    lambda: Decoder(kind.spec, kind.numerics, rngs=nnx.Rngs(0))
-  )
-  graphdef, shapes = nnx.split(plain)
-  plain = nnx.merge(graphdef, functional.filled(shapes, every))
+  plain = build(kind.spec, kind.numerics, lambda path, shape: every[path])
   pretrained.save_pretrained(plain, out)
   task.tokens.tokenizer.save(out)
 

@@ -174,13 +174,14 @@ class Runs:
     options = self.of.settings["evaluate"]
     said, teacher_scores, teacher_bins = self._judge_teacher()
     scored: dict[str, scores.Scored] = {}
+    test = scores.Test.of(self.task.test, said)
     for group in groups:
       for name in group.names:
         scored[name] = scores.arm(
           group,
           states[name],
           self.task,
-          said,
+          test,
           batch=self._batch,
           bins=options["bins"],
           shift_classes=options["shift_classes"],

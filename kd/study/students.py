@@ -30,7 +30,7 @@ from kd.models import (
   pretrained,
   slicing,
 )
-from kd.models.decoder import Decoder
+from kd.models.decoder import Decoder, arrays
 from kd.teachers import answers
 from kd.train.arms import Group
 
@@ -159,9 +159,7 @@ def resolve(
   shell = nnx.eval_shape(
     lambda: functional.create(made, task.signature, jax.random.key(0))
   )
-  every = nnx.to_flat_state(nnx.state(shell, nnx.Param))
-  paths = [functional.dotted(at) for at, _ in every]
-  adapters.refuse_useless(path, made, paths)
+  adapters.refuse_useless(path, made, [*arrays(shell)])
   return made, start
 
 
@@ -231,8 +229,7 @@ class Starts:
       nnx.update(source, self.teacher.weights["params"])
     if cut := _cut(start, self.task):
       source = slicing.from_teacher(source, **cut)
-    flat = nnx.to_flat_state(nnx.state(source, nnx.Param))
-    return {functional.dotted(k): jnp.asarray(x[...], dtype) for k, x in flat}
+    return {k: jnp.asarray(x, dtype) for k, x in arrays(source).items()}
 
 
 def fingerprint(arrays: Mapping[str, Array]) -> str:

@@ -219,7 +219,7 @@ class Pools:
       truth = np.full_like(truth, -1)
 
     def ask(rows):
-      numbers = (rows[:, None] * each + np.arange(each)).ravel()
+      numbers = signals.rows_of(rows, each)
       own = [truth[numbers], numbers.astype(np.int32)]
       return teacher.ask(split, start + rows, self.task, batch, asked, own)
 
@@ -347,8 +347,7 @@ def _keys(task: Task, start: int) -> store.Keys:
   inputs = task.train.read_in_chunks(start + rows)
   found = np.concatenate([store.keys(x) for x in inputs])
   each = task.positions
-  places = (rows[:, None] * each + np.arange(each)).ravel()
-  return store.Keys(places, np.repeat(found, each))
+  return store.Keys(signals.rows_of(rows, each), np.repeat(found, each))
 
 
 def check_stores(

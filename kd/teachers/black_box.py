@@ -222,9 +222,9 @@ def signal(
       continue
     m = len(example.samples)
     ids[row, :m] = [_class(box, s.text) for s in example.samples]
-    numbers[0, row, :m] = _numbers(targets.values(example, "logprob"))
+    numbers[0, row, :m] = targets.numbers(example, "logprob")
     by, weights = section["rank_by"], section["rubric"]
-    numbers[1, row, :m] = _numbers(targets.values(example, by, weights))
+    numbers[1, row, :m] = targets.numbers(example, by, weights)
     answer[row] = _vote(example, box.classes)
     if section["labelled"] and example.reference is not None:
       truth[row] = _class(box, example.reference)
@@ -286,7 +286,3 @@ def _vote(example: Answers, classes: Mapping[str, int]) -> int:
 
 def _class(box: BlackBox, text: str) -> int:
   return box.classes.get(targets.normal(text), -1)
-
-
-def _numbers(values: Sequence[float | None]) -> list[float]:
-  return [np.nan if v is None else v for v in values]

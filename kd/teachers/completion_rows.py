@@ -119,11 +119,9 @@ def pool(
     row = row_of[example.id]
     is_kept[row] = True
     by = section["rank_by"], section["rubric"]
-    numbers[0, row, : len(example.samples)] = _numbers(
-      targets.values(example, *by)
-    )
-    numbers[1, row, : len(example.samples)] = _numbers(
-      targets.values(example, "logprob")
+    numbers[0, row, : len(example.samples)] = targets.numbers(example, *by)
+    numbers[1, row, : len(example.samples)] = targets.numbers(
+      example, "logprob"
     )
     for place, kind, record, cut in _rows(box, example, room, section):
       kinds[row, place] = kind
@@ -250,10 +248,6 @@ def _tokens(box: Completed, example: Answers) -> int:
   texts = [t for s in example.samples for t in (s.text, s.rationale) if t]
   ends = sum(not s.truncated for s in example.samples)
   return len(prompt) + ends + sum(map(len, view.tokenizer.encode(texts)))
-
-
-def _numbers(values: Sequence[float | None]) -> list[float]:
-  return [np.nan if v is None else v for v in values]
 
 
 def check_prompt(where: str, tokens_: int, length: int) -> None:

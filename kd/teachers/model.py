@@ -26,7 +26,7 @@ from kd.config import sections
 from kd.data import tokenizers, vocabulary
 from kd.data.task import Task
 from kd.errors import UserError, brief
-from kd.models import checkpoints, functional
+from kd.models import Decoder, checkpoints, functional
 from kd.teachers import answers, prompted
 from kd.teachers.teacher import Teacher
 from kd.train import checkpoint
@@ -199,12 +199,7 @@ def _load_prompted(
   section: Mapping[str, Any], kind: Mapping[str, Any], task: Task
 ) -> Teacher:
   """Returns a language model that reads the task's texts in a prompt."""
-  prompt = prompted.make(section, task)
-  model = models.load_pretrained(
-    kind["folder"],
-    kind.get("dtype", "float32"),
-    param_dtype=kind.get("param_dtype", "float32"),
-  )
+  prompt, model = prompted.make(section, task), _read(kind)
   _, params, rest = nnx.split(model, nnx.Param, ...)
   weights = {"params": params, "rest": rest}
   kind = {**kind, "prompt": prompt.facts}
@@ -218,6 +213,15 @@ def _load_prompted(
   )
 
 
+def _read(kind: Mapping[str, Any]) -> Decoder:
+  """Reads the decoder that options of the model `checkpoint` name."""
+  return models.load_pretrained(
+    kind["folder"],
+    kind.get("dtype", "float32"),
+    param_dtype=kind.get("param_dtype", "float32"),
+  )
+
+
 def checkpoint_weights(kind: Mapping[str, Any], task: Task) -> dict[str, Any]:
   """Returns a checkpoint's weights, {"params", "rest"}.
 
@@ -225,12 +229,7 @@ def checkpoint_weights(kind: Mapping[str, Any], task: Task) -> dict[str, Any]:
     kind: options of the model `checkpoint`.
     task: whose ids students know.
   """
-  read = models.load_pretrained(
-    kind["folder"],
-    kind.get("dtype", "float32"),
-    param_dtype=kind.get("param_dtype", "float32"),
-  )
-  params = nnx.state(read, nnx.Param)
+  params = nnx.state(_read(kind), nnx.Param)
   model: Any = nnx.eval_shape(
     lambda: models.create(
       input_shape=task.input_shape,

@@ -6,9 +6,11 @@ come in `kd.teachers.black_box`.
 """
 
 import collections
+import math
 import statistics
 import unicodedata
 from collections.abc import Mapping
+from typing import Any
 
 from kd.teachers.answers import Answers, Sample
 
@@ -46,6 +48,11 @@ def values(
   if by == "rubric":
     return [rubric_score(s, weights or {}) for s in answers.samples]
   return [getattr(s, by) for s in answers.samples]
+
+
+def numbers(*args: Any) -> list[float]:
+  """Returns `values`, NaN where a sample has none."""
+  return [math.nan if v is None else v for v in values(*args)]
 
 
 def rubric_score(sample: Sample, weights: Mapping[str, float]) -> float | None:

@@ -21,7 +21,7 @@ from kd.models.outputs import AT_A_TIME, Outputs
 from kd.objectives import terms
 from kd.objectives.objective import Objective
 from kd.objectives.registry import OBJECTIVES
-from kd.signals import Signal, present
+from kd.signals import Signal, apart, present
 from kernels import distill_loss
 
 NO_TEACHER: dict[str, Any] = dict(
@@ -164,24 +164,18 @@ def _losses(objective: Objective, student: Outputs, signal: Signal, keys):
   if together or not student.is_large or rows <= size:
     return objective.loss(student, signal, **keys)
   # What has other rows than positions.
-  signal = dataclasses.replace(signal, completions=None)
-  live = signal.dense if isinstance(signal.dense, Outputs) else None
-  if live is not None:
-    signal = dataclasses.replace(signal, dense=live.hidden)
+  arrays, join = apart(dataclasses.replace(signal, completions=None))
 
   @jax.checkpoint
   def some(rows):
     hidden, own = rows
-    if live is not None:
-      teacher = dataclasses.replace(live, hidden=own.dense)
-      own = dataclasses.replace(own, dense=teacher)
     few = dataclasses.replace(student, hidden=hidden)
-    return objective.loss(few, own, **keys)
+    return objective.loss(few, join(own), **keys)
 
   # Not lax.map of one row, which makes a gradient of the head for each.
   size = max(size, 1)
   count, rest = divmod(rows, size)
-  every, whole = (student.hidden, signal), count * size
+  every, whole = (student.hidden, arrays), count * size
   cut = lambda x: x[:whole].reshape(count, size, *x.shape[1:])
   losses = jax.lax.map(some, jax.tree.map(cut, every)).reshape(-1)
   if not rest:

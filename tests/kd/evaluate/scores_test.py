@@ -152,7 +152,8 @@ class ArmTest(absltest.TestCase):
     )
     labels = task.test.labels()
     scored = scores.arm(
-      group, state, task, np.asarray(labels), batch=128, bins=15,
+      group, state, task, scores.Test.of(task.test, np.asarray(labels)),
+      batch=128, bins=15,
       shift_classes=(3,), metric="accuracy_best",
     )  # fmt: skip
     values, bins = scored.values, scored.reliability
