@@ -13,6 +13,12 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as splash_kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask as splash_mask,
+)
 from jaxtyping import Array, Bool, Float, Int
 
 from kd.errors import UserError, why
@@ -146,14 +152,6 @@ def splash(
   interpret: bool = False,
 ) -> Array:  # fmt: skip
   """Is `attend` by jax's kernel for TPUs; `interpret` runs it elsewhere."""
-  # A tenth of a second to import, which only programs for TPUs need.
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash_kernel,
-  )
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask as splash_mask,
-  )
-
   length, heads = q_BxLxHxd.shape[1:3]
   shape = (length, length)
   one = (

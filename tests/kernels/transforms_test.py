@@ -1,7 +1,11 @@
 """vmap, what is differentiated, what compiles, platforms and dtypes."""
 
 import dataclasses
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +22,7 @@ from tests.kernels.problems import (
   value_and_grad,
 )
 
+ROOT = pathlib.Path(__file__).parents[2]
 N, V = 21, 300
 
 
@@ -171,6 +176,28 @@ class TransformTest(parameterized.TestCase):
     self.assertFalse(online(traced.lower().as_text()))
     there = traced.lower(lowering_platforms=(platform,)).as_text()
     self.assertTrue(online(there))
+
+  def test_a_first_call_is_traced_once(self):
+    """In a process of its own, where a trace would be what imports Pallas."""
+    code = """
+import jax, jax.numpy as jnp, kernels
+traces = 0
+@jax.jit
+def step(x):
+  global traces
+  traces += 1
+  loss = lambda x: kernels.distill_loss(
+    kernels.Head(x, x.T), kernels.Logits(x), divergence=lambda lq, lp: lp - lq
+  )[0]
+  return x - jax.grad(loss)(x)
+x = step(step(jnp.eye(8)))
+print(traces)
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+      [sys.executable, "-c", code], env=env, capture_output=True, text=True
+    )
+    self.assertEqual((done.stdout, done.returncode), ("1\n", 0), done.stderr)
 
   def test_x64_mode_changes_nothing(self):
     student, teacher, labels, _ = problem(N, V)
