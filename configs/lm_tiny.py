@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.teacher.fraction = 0.995
   config.teacher.train.update(
     dict(
-      steps=300,
+      steps=600,
       batch_size=8,
       learning_rate=4e-3,
       schedule="cosine",
