@@ -23,11 +23,14 @@ INVERTED_FROM = 256
 
 def of_labels(ids: ArrayLike, counts: ArrayLike | None = None) -> Signal:
   """Returns what a teacher in training learns from: true labels alone."""
-  ids = jnp.asarray(ids, jnp.int32)
-  none = jnp.zeros((len(ids), 0))
-  labels = Labels(ids)
-  empty = Samples(none.astype(jnp.int32), none)
-  return Signal(labels, labels, None, empty, counts=_bools(counts))
+  labels = Labels(jnp.asarray(ids, jnp.int32))
+  none = _no_samples(len(labels.ids))
+  return Signal(labels, labels, None, none, counts=_bools(counts))
+
+
+def _no_samples(rows: int) -> Samples:
+  none = jnp.zeros((rows, 0))
+  return Samples(none.astype(jnp.int32), none)
 
 
 def _bools(counts: ArrayLike | None) -> Bool[Array, "N"] | None:
@@ -107,7 +110,8 @@ def of_teacher(
     return (
       jnp.argmax(logits).astype(jnp.int32),
       -jnp.sum(products),
-      _draw(own, logits, samples, temperature),
+      # Not arrays without numbers, which lax.map cannot put together.
+      _draw(own, logits, samples, temperature) if samples else (),
       likeliest(logits, k, kept) if k else (),
     )
 
@@ -120,7 +124,7 @@ def of_teacher(
     truth=Labels(jnp.asarray(truth, jnp.int32)),
     answer=Labels(answer),
     dense=TopK(*top, kept) if k else teacher,
-    samples=Samples(*drawn),
+    samples=Samples(*drawn) if samples else _no_samples(rows),
     entropy=entropy,
     counts=_bools(counts),
   )

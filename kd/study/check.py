@@ -84,7 +84,8 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
         f"arms.{name}.signal.live = True: a signal that is filtered, or a "
         "black box's, is stored; expected False"
       )
-    if section["calibrate"] != "none" and asks:
+    scores = writes and checkpoints.is_checkpoint(settings["teacher"]["path"])
+    if section["calibrate"] != "none" and asks and not scores:
       raise UserError(
         f"arms.{name}.signal.calibrate = {section['calibrate']!r}: a black box "
         "leaves no logits; expected 'none'"

@@ -220,7 +220,8 @@ class Runs:
     prompts = written.Prompts.of(self.task, options["generate"], self._batch)
     if self.teacher is not None and self.teacher.reader is not None:
       rows = range(len(prompts.texts))
-      said = prompted.likeliest(self.teacher.reader, self.task, rows)
+      biases = self.box.biases if isinstance(self.box, Completed) else None
+      said = prompted.likeliest(self.teacher.reader, self.task, rows, biases)
     elif self.teacher is not None:
       said = prompts.write(self.teacher.model, self.teacher.weights)
     elif isinstance(self.box, Completed):

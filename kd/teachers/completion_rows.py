@@ -38,6 +38,8 @@ class Completed:
     evaluation: the texts of those prompts, for the filter `leakage`.
     fingerprint: a hash of all answers.
     store: the folder that they are in.
+    biases: what was added to the logits of a teacher that says how likely each
+      class is (`signal.calibrate`).
   """
 
   task: Task
@@ -47,6 +49,7 @@ class Completed:
   evaluation: Sequence[str]
   fingerprint: str
   store: str
+  biases: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

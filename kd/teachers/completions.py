@@ -11,7 +11,6 @@ each:
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from kd.data.documents import Record
 from kd.data.task import Task, Tokens, is_resident
 from kd.errors import UserError
 from kd.lines import lines
+from kd.signals import calibrate
 from kd.teachers import (
   answers,
   black_box,
@@ -61,8 +61,14 @@ def check(settings: Mapping[str, Any], task: Task) -> None:
       "prompts, which the teacher completes"
     )
   scored = model.is_prompted(settings["teacher"], task)
+  shared = "temperature", "seed", "calibrate", *(("pool",) if scored else ())
   for name, arm in settings["arms"].items():
-    for key in ("temperature", "seed", *(("pool",) if scored else ())):
+    if arm["signal"]["calibrate"] != "none" and not scored:
+      raise UserError(
+        f"arms.{name}.signal.calibrate = {arm['signal']['calibrate']!r}: a "
+        "teacher that writes leaves no logits of classes; expected 'none'"
+      )
+    for key in shared:
       if arm["signal"][key] != settings["signal"][key]:
         raise UserError(
           f"arms.{name}.signal.{key} = {arm['signal'][key]!r}: expected "
@@ -99,75 +105,118 @@ def obtain(
       _check_lines(path, rows.view_of(task), task.positions)
       ingest.ingest([path], store, section["max_bad"])
     ingest.check_source(store, path)
-  return load(store, task, settings)
+  box = load(store, task, settings)
+  if teacher is not None and os.path.exists(_biases(path)):
+    biases = files.read_json(_biases(path), "a teacher's biases")
+    box = dataclasses.replace(box, biases=np.array(biases, np.float32))
+  return box
 
 
 def _write(
   settings: Mapping[str, Any], task: Task, teacher: Teacher, path: str
 ) -> None:
-  """Lets a model complete the train split's prompts, a part at a time; those
-  that follow its own examples, where pools are the rest."""
+  """Lets a model complete the train split's prompts; those that follow its own
+  examples, where pools are the rest."""
   view, signal = rows.view_of(task), settings["signal"]
-  most = max(arm["signal"]["samples"] for arm in settings["arms"].values())
   records, first = view.records["train"], 0
   if signal["pool"] == "rest":
     first = prompted.may_show(settings["teacher"], task)
   prompts = documents.encode_prompts(records, view.tokenizer, view.template)
   for record, prompt in zip(records, prompts, strict=True):
     rows.check_prompt(record.where, len(prompt), task.positions)
-  say = _sayer(settings, task, teacher, prompts, max(1, most))
-  parts = []
-  os.makedirs(f"{path}.parts", exist_ok=True)
-  for start in range(first, len(records), PART):
-    parts.append(os.path.join(f"{path}.parts", f"{start:09d}.jsonl"))
-    if os.path.exists(parts[-1]):
-      continue
-    own = range(start, min(start + PART, len(records)))
-    made = (
-      Answers(
-        f"train-{i}",
-        documents.prompt_of(records[i], view.template),
-        [sample for sample in each if sample.text.strip()],
-        reference=documents.completion_of(records[i]),
-      )
-      for i, each in zip(own, say(own), strict=True)
+  asked = range(first, len(records))
+  say = _written if teacher.reader is None else _chosen
+  said = say(settings, task, teacher, prompts, asked, path)
+  made = (
+    Answers(
+      f"train-{i}",
+      documents.prompt_of(records[i], view.template),
+      [sample for sample in each if sample.text.strip()],
+      reference=documents.completion_of(records[i]),
     )
-    files.write_text(
-      parts[-1],
-      "".join(
-        msgspec.json.encode(a).decode() + "\n" for a in made if a.samples
-      ),
-    )
-  whole = []
-  for part in parts:
-    with open(part, encoding="utf-8") as f:
-      whole.append(f.read())
-  if not any(whole):
+    for i, each in zip(asked, said, strict=True)
+  )
+  lines_ = [msgspec.json.encode(a).decode() + "\n" for a in made if a.samples]
+  if not lines_:
     raise UserError(
       "teacher.black_box = True: all that the teacher wrote is empty; expected "
       "a teacher that completes prompts"
     )
-  files.write_text(path, "".join(whole))
+  files.write_text(path, "".join(lines_))
 
 
-def _sayer(
+def _most(settings: Mapping[str, Any]) -> int:
+  """Returns how many completions of a prompt some arm reads."""
+  return max(
+    1, *(arm["signal"]["samples"] for arm in settings["arms"].values())
+  )
+
+
+def _in_parts(
+  path: str, asked: range, form: Any, make: Callable[[range], list[Any]]
+) -> list[Any]:
+  """Makes a list with something for each row; what is made of a part of them is
+  kept as JSON of that `form`, so that a kill costs no more than one."""
+  folder, found = f"{path}.parts", []
+  os.makedirs(folder, exist_ok=True)
+  for start in asked[::PART]:
+    part = os.path.join(folder, f"{start:09d}.json")
+    if not os.path.exists(part):
+      made = make(range(start, min(start + PART, asked.stop)))
+      files.write_text(part, msgspec.json.encode(made).decode())
+    with open(part, "rb") as f:
+      found += msgspec.json.decode(f.read(), type=form)
+  return found
+
+
+def _chosen(
   settings: Mapping[str, Any],
   task: Task,
   teacher: Teacher,
   prompts: Sequence[np.ndarray],
-  samples: int,
-) -> Callable[[range], list[list[Sample]]]:
-  """Returns what a teacher completes prompts with, of their rows."""
-  signal = settings["signal"]
-  if teacher.reader is not None:
-    return functools.partial(
-      prompted.completions,
-      teacher.reader,
-      task,
-      samples=samples,
-      temperature=signal["temperature"],
-      seed=signal["seed"],
-    )
+  asked: range,
+  path: str,
+) -> list[list[Sample]]:
+  """Returns completions by a teacher that says how likely each class is."""
+  del prompts  # it reads the texts that they are made of
+  signal, reader = settings["signal"], teacher.reader
+  assert reader is not None
+
+  def score(own):
+    return reader.logits(prompted.texts(task, "train", own), len(own)).tolist()
+
+  logits = np.array(
+    _in_parts(path, asked, list[list[float]], score), np.float32
+  )
+  if signal["calibrate"] != "none":
+    biases = calibrate.biases(logits).astype(np.float32)
+    logits += biases
+    files.write_json(_biases(path), biases.tolist())
+  return prompted.completions(
+    logits,
+    task,
+    asked,
+    samples=_most(settings),
+    temperature=signal["temperature"],
+    seed=signal["seed"],
+  )
+
+
+def _biases(path: str) -> str:
+  """Returns the file of what was added to a prompted teacher's logits."""
+  return os.path.join(os.path.dirname(path), "biases.json")
+
+
+def _written(
+  settings: Mapping[str, Any],
+  task: Task,
+  teacher: Teacher,
+  prompts: Sequence[np.ndarray],
+  asked: range,
+  path: str,
+) -> list[list[Sample]]:
+  """Returns completions that a teacher writes."""
+  signal, samples = settings["signal"], _most(settings)
   batch = settings["evaluate"]["batch_size"] // samples
   writer = Writer(teacher.model, teacher.weights, task)
   key = jax.random.key(signal["seed"])
@@ -187,7 +236,7 @@ def _sayer(
       for each in written
     ]
 
-  return say
+  return _in_parts(path, asked, list[list[Sample]], say)
 
 
 def _check_lines(path: str, view: Tokens, length: int) -> None:

@@ -263,7 +263,7 @@ class Reader:
 
 
 def completions(
-  reader: Reader,
+  logits: Float[np.ndarray, "N V"],
   task: Task,
   rows: Sequence[int],
   *,
@@ -271,7 +271,7 @@ def completions(
   temperature: float,
   seed: int,
 ) -> list[list[Sample]]:
-  """Returns completions of prompts of the train split.
+  """Returns completions of prompts of the train split that a reader scored.
 
   They are the classes' names, the likeliest first, and then draws from the
   distribution at `temperature`, for which a row decides alone. Their
@@ -280,7 +280,7 @@ def completions(
       log p_v = z_v - log sum_u exp z_u
 
   Args:
-    reader: the model.
+    logits: z, of `Reader.logits`.
     task: of which prompts were made of texts.
     rows: of the prompts.
     samples: how many completions of each.
@@ -290,7 +290,6 @@ def completions(
   own = _classified(task)
   assert own is not None
   made = []
-  logits = reader.logits(texts(task, "train", rows), len(rows))
   for row, z in zip(rows, logits.astype(np.float64), strict=True):
     lp = z - np.logaddexp.reduce(z)
     at_t = lp / temperature - np.logaddexp.reduce(lp / temperature)
@@ -307,11 +306,19 @@ def completions(
   return made
 
 
-def likeliest(reader: Reader, task: Task, rows: Sequence[int]) -> list[str]:
-  """Returns the likeliest completions of prompts of the test split."""
+def likeliest(
+  reader: Reader,
+  task: Task,
+  rows: Sequence[int],
+  biases: Float[np.ndarray, "V"] | None = None,
+) -> list[str]:
+  """Returns the likeliest completions of prompts of the test split, where
+  `biases` are added to the logits."""
   own = _classified(task)
   assert own is not None
   logits = reader.logits(texts(task, "test", rows), len(rows))
+  if biases is not None:
+    logits += biases
   return [own.completion(c) for c in logits.argmax(-1)]
 
 

@@ -1,13 +1,16 @@
 """What a signal holds, what it lacks, and how answers are drawn."""
 
 import dataclasses
+from unittest import mock
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from kd import signals
+from kd import models, signals
+from kd.models.outputs import Outputs
 
 Z = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
 MADE = signals.make(Z, None, samples=2, temperature=1.0, seed=0)
@@ -75,6 +78,18 @@ class SampleTest(absltest.TestCase):
     whole = signals.make(logits, None, **options)
     part = signals.make(logits[4:], None, numbers=4 + np.arange(5), **options)
     np.testing.assert_array_equal(whole.samples.ids[4:], part.samples.ids)
+
+  def test_a_few_rows_at_a_time(self):
+    hidden, kernel = np.float32(Z[:, :3]), np.float32(Z[:3])
+    for samples in (0, 2):
+      ask = lambda outputs, k=samples: signals.of_teacher(
+        outputs, None, samples=k, temperature=1.0, key=jax.random.key(0), k=4
+      )
+      whole = ask(Outputs(hidden, kernel))
+      with mock.patch.object(models.outputs, "AT_A_TIME", 2 * len(kernel.T)):
+        found = ask(Outputs(hidden, kernel, large_from=1))
+      self.assertEqual(found.samples.ids.shape, (6, samples))
+      chex.assert_trees_all_close(found, whole, rtol=1e-5)
 
   def test_top_k_is_exact(self):
     logits = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)

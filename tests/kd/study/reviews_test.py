@@ -17,6 +17,7 @@ from kd.errors import UserError
 from kd.models.decoder import Decoder
 from kd.models.rope import Rope
 from kd.models.spec import LayerSpec, Numerics, Spec
+from kd.signals import calibrate
 from kd.teachers import model, prompted
 from kd.teachers.answers import Answers
 
@@ -95,6 +96,7 @@ class ReviewsTest(parameterized.TestCase):
 
   def test_from_scored_completions_to_the_report(self):
     c = settings(self.folder)
+    c.signal.calibrate = "uniform"
     workdir = pathlib.Path(self.folder, "run")
     results = study.run(c, str(workdir))
     lines = (workdir / "teacher" / "answers.jsonl").read_text().splitlines()
@@ -106,6 +108,10 @@ class ReviewsTest(parameterized.TestCase):
     teacher = model.load_checkpoint(c.teacher.to_dict(), task)
     texts = [a.prompt[1:-1] for a in answers]
     logits = teacher.reader.logits(texts)
+    self.assertLen({int(np.argmax(z)) for z in logits}, 1)  # its own prior
+    biases = calibrate.biases(logits)
+    logits += biases
+    self.assertLen({int(np.argmax(z)) for z in logits}, 2)
     for a, z in zip(answers, logits, strict=True):
       lp = z - np.logaddexp(*z)
       best = int(np.argmax(lp))
@@ -117,7 +123,7 @@ class ReviewsTest(parameterized.TestCase):
         self.assertAlmostEqual(s.logprob, own[s.text], places=4)
     self.assertEqual(
       [w["teacher"] for w in results["written"]],
-      prompted.likeliest(teacher.reader, task, range(4)),
+      prompted.likeliest(teacher.reader, task, range(4), biases),
     )
     tokens = {k: a["teacher_tokens"] for k, a in results["arms"].items()}
     self.assertEqual(tokens["truth"], 0)
@@ -127,10 +133,8 @@ class ReviewsTest(parameterized.TestCase):
 
   def test_draws_are_of_the_distribution(self):
     task = registry.load(settings("").task.to_dict())
-    reader = mock.Mock()
-    reader.logits.return_value = np.log([[0.2, 0.8]])
     (made,) = prompted.completions(
-      reader, task, [0], samples=4002, temperature=0.5, seed=1
+      np.log([[0.2, 0.8]]), task, [0], samples=4002, temperature=0.5, seed=1
     )
     share = np.mean([s.text == " bad" for s in made[2:]])
     self.assertAlmostEqual(share, 0.04 / 0.68, delta=0.015)

@@ -118,6 +118,9 @@ class WrittenTest(absltest.TestCase):
     def not_boxed(c):
       c.teacher.black_box = False
 
+    def calibrated(c):
+      c.signal.calibrate = "uniform"
+
     def mean_of_any(c):
       c.arms.kd = dict(objective="sequence_kd", several="any", length="mean")
 
@@ -125,6 +128,7 @@ class WrittenTest(absltest.TestCase):
     self.refused("arms.steps.objective.*signal.rationale = ''", steps)
     self.refused("arms.kd.objective.*needs a teacher that writes", not_boxed)
     self.refused("arms.kd.length = 'mean': 'any' adds", mean_of_any)
+    self.refused("signal.calibrate = 'uniform': a black box", calibrated)
 
   def test_fields_need_json(self):
     folder = self.enterContext(tempfile.TemporaryDirectory())

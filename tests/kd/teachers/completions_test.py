@@ -134,6 +134,17 @@ class CompletionsTest(parameterized.TestCase):
     # One prompt, three completions, one rationale; two of them had ended.
     self.assertEqual(whole.bought[0], prompt + 3 + 3 + 4 + 5 + 2)
 
+  def test_one_teacher_writes_for_all_arms(self):
+    self.settings["teacher"].update(path=self.folder, black_box=True)
+    for key, value, message in (
+      ("calibrate", "uniform", "a teacher that writes leaves no logits"),
+      ("temperature", 2.0, "expected signal.temperature = 1.0"),
+      ("pool", "rest", "expected 'train'"),
+    ):
+      arm = {"signal": {**self.settings["signal"], key: value}}
+      with self.assertRaisesRegex(UserError, f"arms.a.signal.{key}.*{message}"):
+        completions.check({**self.settings, "arms": {"a": arm}}, self.task)
+
   def test_held_out_prompts_teach_nobody(self):
     held = [
       {"id": part, "prompt": self.held(part), "samples": [{"text": part}]}
