@@ -3,8 +3,11 @@ r"""What does a decoder learn from completions that a teacher scored?
 SmolLM2-135M-Instruct (arXiv:2502.02737), given six examples, says of snippets
 of film reviews how likely it holds the words "positive" and "negative"; all
 that leaves it are completions with their log-probabilities, as of a black box.
-A decoder from scratch, which reads the first 96 characters of each as the
-teacher does, learns to write the word, at equal steps on the same 300 texts:
+At its own prior it takes nearly every text for positive, so that they are
+calibrated: with one bias a word, both are equally likely on average over the
+unlabelled texts (kd.signals.calibrate). A decoder from scratch, which reads the
+first 96 characters of each as the teacher does, learns to write the word, at
+equal steps on the same 600 texts:
 
   hard        the likelier word, token by token: the baseline
   best        the likelier word, as a sequence (SeqKD); sure without the texts
@@ -39,12 +42,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = defaults()
   config.study = "reviews"
   config.question = __doc__.splitlines()[0]
-  config.seeds = 3
+  config.seeds = 5
   config.baseline = "hard"
   config.task.name = "snippets"
-  config.task.train = "train[:324]"
+  config.task.train = "train[:624]"
   config.task.validation = "train[9000:9100]"
-  config.task.test = "train[4000:4200]"
+  config.task.test = "train[4000:4400]"
   config.task.tokens.update(
     dict(length=64, tokenizer="bpe", vocab_size=512, pack=False)
   )
@@ -52,14 +55,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.task.tokens.characters = 96
   config.teacher.path = "smollm2"
   config.teacher.black_box = True
-  config.teacher.fraction = 24 / 324  # has the examples; the pool is the rest
+  config.teacher.fraction = 24 / 624  # has the examples; the pool is the rest
   config.teacher.prompt.update(
     dict(shots=6, template="Review: {text}\nSentiment: {label}")
   )
   config.student = dict(
     name="decoder", layers=2, width=64, heads=4, qk_norm=True
   )
-  config.signal.update(dict(pool="rest", samples=2))
+  config.signal.update(dict(pool="rest", samples=2, calibrate="uniform"))
   config.filters = dict(sure=(dict(name="confidence", low=0.7),))
   config.train.update(
     dict(
@@ -77,7 +80,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.evaluate.batch_size = 64
   config.evaluate.generate.update(
     dict(
-      prompts=200, max_new_tokens=8, metrics=("exact_match", "text_agreement")
+      prompts=400, max_new_tokens=8, metrics=("exact_match", "text_agreement")
     )
   )
   if arg == "smoke":

@@ -306,12 +306,34 @@ def top_k(
 
 def likeliest(logits: Float[Array, "V"], k: int, temperatures):
   """Returns a row of a TopK: ids, logits, lse and tail."""
-  z = _from_the_largest(logits)
-  top, ids = jax.lax.top_k(z, k)
-  others = z.at[ids].set(-jnp.inf)
-  lse = [jax.nn.logsumexp(z / t) for t in temperatures]
-  tail = [
-    jnp.exp(jax.nn.logsumexp(others / t) - total)
-    for t, total in zip(temperatures, lse, strict=True)
-  ]
-  return ids.astype(jnp.int32), top, jnp.stack(lse), jnp.stack(tail)
+  return kept(logits, *best_first(logits, k), temperatures)
+
+
+def best_first(
+  logits: Float[Array, "V"], k: int
+) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+  """Returns the k largest logits and their ids; of equals the first."""
+  # Where a part of the result is cut out, XLA would sort all V for it.
+  top, ids = jax.lax.optimization_barrier(jax.lax.top_k(logits, k))
+  return top, ids.astype(jnp.int32)
+
+
+def kept(logits: Float[Array, "V"], top, ids, temperatures):
+  """Is `likeliest`, given what `best_first` found.
+
+  The tail adds up what the other classes have, and is no difference of two
+  sums: those below the least that is kept, and its equals beyond.
+  """
+  z = logits.astype(jnp.float32)
+  top = top.astype(jnp.float32)
+  largest, least = top[0], top[-1]
+  equals = jnp.sum(z == least) - jnp.sum(top == least)
+
+  def at(t):
+    e = jnp.exp((z - largest) / t)
+    total, below = jnp.sum(e), jnp.sum(jnp.where(z < least, e, 0.0))
+    rest = below + equals * jnp.exp((least - largest) / t)
+    return jnp.log(total), rest / total
+
+  lse, tail = map(jnp.stack, zip(*map(at, temperatures), strict=True))
+  return ids, top - largest, lse, tail

@@ -13,7 +13,8 @@ from kd.signals.kinds import (
   Samples,
   Signal,
   TopK,
-  likeliest,
+  best_first,
+  kept,
 )
 
 # The classes from which on a draw inverts the distribution function, which
@@ -100,19 +101,20 @@ def of_teacher(
     k: the likeliest classes that are kept; 0 keeps the teacher as it is.
     temperatures: of top_k.
   """
-  kept = tuple(temperatures)
 
   def look(logits, n):
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    probs = jnp.exp(log_probs)
-    products = jnp.where(probs > 0, probs * log_probs, 0.0)
+    top, ids = best_first(logits, max(k, 1))
+    z = logits.astype(jnp.float32) - top[0]
+    e = jnp.exp(z)
+    total = jnp.sum(e)
+    mean = jnp.sum(jnp.where(e > 0, z * e, 0.0)) / total
     own = jax.random.fold_in(key, n)
     return (
-      jnp.argmax(logits).astype(jnp.int32),
-      -jnp.sum(products),
+      ids[0],
+      jnp.log(total) - mean,  # the entropy
       # Not arrays without numbers, which lax.map cannot put together.
       _draw(own, logits, samples, temperature) if samples else (),
-      likeliest(logits, k, kept) if k else (),
+      kept(logits, top, ids, temperatures) if k else (),
     )
 
   rows = len(teacher.hidden if isinstance(teacher, Outputs) else teacher.logits)
@@ -123,7 +125,7 @@ def of_teacher(
   return Signal(
     truth=Labels(jnp.asarray(truth, jnp.int32)),
     answer=Labels(answer),
-    dense=TopK(*top, kept) if k else teacher,
+    dense=TopK(*top, tuple(temperatures)) if k else teacher,
     samples=Samples(*drawn) if samples else _no_samples(rows),
     entropy=entropy,
     counts=_bools(counts),

@@ -1,12 +1,14 @@
 """What a signal holds, what it lacks, and how answers are drawn."""
 
 import dataclasses
+import itertools
 from unittest import mock
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from absl.testing import absltest, parameterized
 
 from kd import models, signals
@@ -96,6 +98,18 @@ class SampleTest(absltest.TestCase):
     top = signals.top_k(signals.Dense(jnp.asarray(logits)), 3)
     np.testing.assert_array_equal(top.ids, np.argsort(-logits, -1)[:, :3])
     self.assertTrue((np.exp(top.log_probs).sum(-1) < 1).all())
+
+  def test_the_mass_of_the_others_where_logits_are_equal(self):
+    inf = np.inf
+    rows = [[2, 1, 1, 1, 0], [1, 1, 1, 1, 1], [3, -inf, 0, -inf, -inf]]
+    logits = np.array([*rows, [90, 0, -1, -2, 2]], np.float32)
+    for t, k in itertools.product((0.5, 1.0), (1, 2, 4, 5)):
+      top = signals.top_k(signals.Dense(jnp.asarray(logits)), k, (t,))
+      order = np.argsort(-logits, -1, kind="stable")
+      np.testing.assert_array_equal(top.ids, order[:, :k])
+      p = scipy.special.softmax(np.float64(logits) / t, axis=-1)
+      tail = np.take_along_axis(p, order[:, k:], -1).sum(-1)
+      np.testing.assert_allclose(top.tail[:, 0], tail, rtol=2e-6, atol=1e-38)
 
 
 if __name__ == "__main__":
