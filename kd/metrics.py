@@ -9,6 +9,8 @@ where an example's highest score is infinite (so that no answer can be told), or
 where a label is no class, in [0, V).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,6 +146,7 @@ def ece(
   return _where(_are_probs(p), error)
 
 
+@functools.partial(jax.jit, static_argnames=("bins", "equal_mass"))
 def calibration_error(
   confidence: Float[ArrayLike, " N"],
   correct: Float[ArrayLike, " N"],

@@ -100,9 +100,9 @@ def labelling(folder: pathlib.Path, case) -> Callable[[], list[float]]:
   write(folder, case, size, None, weights)
   task: Any = decoders.RandomTokens(size)
   teacher = Teacher(case["teacher"], weights, "", 0.0)
-  asked = label.Asked(decoders.K, (1.0,), 0, 1.0, 0)
+  asked = label.Asked(decoders.K, (1.0,), 0, 1.0)
   numbers = np.arange(size.positions, dtype=np.int32)
-  own = [np.full_like(numbers, -1), numbers]
+  own = [np.full_like(numbers, -1), numbers, np.zeros_like(numbers)]
   last = size.length - 1  # of the first row
 
   def work() -> list[float]:

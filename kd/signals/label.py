@@ -212,14 +212,13 @@ class Asked:
   Attributes:
     k: of top_k; 0 keeps all logits.
     temperatures: at which top_k knows the tail.
-    samples, temperature, seed: of the answers that are drawn.
+    samples, temperature: of the answers that are drawn.
   """
 
   k: int
   temperatures: tuple[float, ...]
   samples: int
   temperature: float
-  seed: int
 
   @classmethod
   def of(cls, section: Mapping[str, Any]) -> "Asked":
@@ -228,11 +227,11 @@ class Asked:
       temperatures=tuple(float(t) for t in section["temperatures"]),
       samples=section["samples"],
       temperature=section["temperature"],
-      seed=section["seed"],
     )
 
-  def __call__(self, outputs, truth, numbers) -> Signal:
-    """Makes the signal of positions: outputs, true labels, their numbers."""
+  def __call__(self, outputs, truth, numbers, seeds) -> Signal:
+    """Makes the signal of positions: outputs, true labels, their numbers; each
+    has the seed of the draws, so that it is no part of what is compiled."""
     if not self.k:
       outputs = signals.Dense(outputs.logits.astype(jnp.float32))
     return signals.of_teacher(
@@ -240,7 +239,7 @@ class Asked:
       truth,
       samples=self.samples,
       temperature=self.temperature,
-      key=jax.random.key(self.seed),
+      key=jax.random.key(seeds[0]),
       numbers=numbers,
       k=self.k,
       temperatures=self.temperatures,

@@ -220,7 +220,8 @@ class Pools:
 
     def ask(rows):
       numbers = signals.rows_of(rows, each)
-      own = [truth[numbers], numbers.astype(np.int32)]
+      seeds = np.full(len(numbers), pool["seed"], np.uint32)
+      own = [truth[numbers], numbers.astype(np.int32), seeds]
       return teacher.ask(split, start + rows, self.task, batch, asked, own)
 
     plan = label.Plan(

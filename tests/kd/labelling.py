@@ -63,6 +63,7 @@ def asks(section, logits, truth=None):
         signals.Dense(jnp.pad(logits(own), ((0, lacking), (0, 0)), "edge")),
         np.pad(y, (0, lacking)),
         np.pad(own, (0, lacking)),
+        np.full(BATCH, section["seed"], np.uint32),
       )
       found.append(jax.tree.map(np.asarray, signal).at(np.arange(len(own))))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *found)
