@@ -17,6 +17,7 @@ RECORDS := few_labels=few_labels:results consistent=consistent:short \
   hinton2015=hinton2015:omit3 routing=routing:results top_k=top_k:results \
   filetype=filetype:results sentiment=sentiment:results \
   lm_tiny=lm_tiny:results smollm2=smollm2:results \
+  reviews=reviews:results \
   digits=digits:results digits,tuned=digits:tuned \
   digits,nested=digits:nested
 RECORDS_AFTER := consistent,long=consistent:long+consistent \

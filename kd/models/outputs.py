@@ -110,10 +110,12 @@ class Outputs:
     """
     one = lambda row: fn(self._logits(row[0]), *row[1:])
     rows = (self.hidden, *arrays)
-    size = max(1, AT_A_TIME // self.kernel.shape[-1])
-    if not self.is_large or len(self.hidden) <= size:
+    count, most = len(self.hidden), AT_A_TIME // self.kernel.shape[-1]
+    if not self.is_large or count <= most:
       return jax.vmap(one)(rows)
-    return jax.lax.map(one, rows, batch_size=size)
+    # Equal parts: a few rows that are left over would read the whole head.
+    parts = -(-count // max(1, most))
+    return jax.lax.map(one, rows, batch_size=-(-count // parts))
 
   def logits_at(self, ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
     """Returns the logits of K classes, without the others if V is large."""
