@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.task.validation = "train[9000:9100]"
   config.task.test = "train[4000:4400]"
   config.task.tokens.update(
-    dict(length=64, tokenizer="bpe", vocab_size=512, pack=False)
+    dict(length=80, tokenizer="bpe", vocab_size=512, pack=False)
   )
   config.task.tokens.template = "Review: {text}\nSentiment:"
   config.task.tokens.characters = 96
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     name="decoder", layers=2, width=64, heads=4, qk_norm=True
   )
   config.signal.update(dict(pool="rest", samples=2, calibrate="uniform"))
-  config.filters = dict(sure=(dict(name="confidence", low=0.7),))
+  config.filters = dict(sure=(dict(name="confidence", low=0.6),))
   config.train.update(
     dict(
       steps=150,
