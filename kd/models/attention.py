@@ -26,6 +26,7 @@ from kd.errors import UserError, why
 Implementation = Literal["auto", "xla", "cudnn"]
 IMPLEMENTATIONS = get_args(Implementation)
 LANES = 128  # what splash attention wants a row to be a multiple of
+PARTS = 4  # of a row's queries in XLA, each with the keys up to its end
 NEVER = -1e30
 
 
@@ -100,6 +101,19 @@ def attend(
       q, k, v, mask=mask[:, None], scale=scale, implementation="xla"
     )
 
+  def in_parts(q, k, v, queries, keys):
+    del keys  # the same
+    length, parts = q.shape[1], []
+    size = -(-length // (PARTS * LANES)) * LANES
+    for start in range(0, length, size):
+      end = min(start + size, length)
+      own, before = (
+        jax.tree.map(lambda x, i=i, end=end: x[:, i:end], queries)
+        for i in (start, 0)
+      )
+      parts.append(plain(q[:, start:end], k[:, :end], v[:, :end], own, before))
+    return jnp.concatenate(parts, axis=1)
+
   def tpu(q, k, v, queries, keys):
     del keys  # the same
     return splash(
@@ -107,12 +121,14 @@ def attend(
     )
 
   own = keys is None and q_BxLxHxd.shape[1] % LANES == 0
+  # A query sees no key behind it in its row, so that half need not be computed.
+  xla = plain if keys is not None else in_parts
   arrays = q_BxLxHxd, k_BxSxKxd, v_BxSxKxd, queries, keys or queries
   if implementation == "cudnn":
     return _cudnn(*arrays[:3], visible(*arrays[3:], window), scale, cap)
   if implementation == "xla" or not own:
-    return plain(*arrays)
-  return jax.lax.platform_dependent(*arrays, tpu=tpu, default=plain)
+    return xla(*arrays)
+  return jax.lax.platform_dependent(*arrays, tpu=tpu, default=xla)
 
 
 def _cudnn(q_BxLxHxd, k_BxSxKxd, v_BxSxKxd, mask_BxLxS, scale, cap) -> Array:

@@ -52,6 +52,13 @@ class AttendTest(parameterized.TestCase):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
   @parameterized.parameters((None, None), (100, 1.5))
+  def test_a_row_in_parts(self, window, cap):
+    where = places((150, 39, 100), (200, 89))
+    found = attend(*arrays(289), where, scale=SCALE, window=window, cap=cap)
+    expected = oracle(*arrays(289), where, window, cap)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+  @parameterized.parameters((None, None), (100, 1.5))
   def test_the_kernel_for_tpus_gives_the_same(self, window, cap):
     where = places((150, 100, 134), (31, 353))  # documents across blocks
     ours = functools.partial(
