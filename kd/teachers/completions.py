@@ -125,8 +125,11 @@ def _write(
   for record, prompt in zip(records, prompts, strict=True):
     rows.check_prompt(record.where, len(prompt), task.positions)
   asked = range(first, len(records))
-  say = _written if teacher.reader is None else _chosen
-  said = say(settings, task, teacher, prompts, asked, path)
+  said = (
+    _written(settings, task, teacher, prompts, asked, path)
+    if teacher.reader is None
+    else _chosen(settings, task, teacher.reader, asked, path)
+  )
   made = (
     Answers(
       f"train-{i}",
@@ -172,15 +175,12 @@ def _in_parts(
 def _chosen(
   settings: Mapping[str, Any],
   task: Task,
-  teacher: Teacher,
-  prompts: Sequence[np.ndarray],
+  reader: prompted.Reader,
   asked: range,
   path: str,
 ) -> list[list[Sample]]:
   """Returns completions by a teacher that says how likely each class is."""
-  del prompts  # it reads the texts that they are made of
-  signal, reader = settings["signal"], teacher.reader
-  assert reader is not None
+  signal = settings["signal"]
 
   def score(own):
     return reader.logits(prompted.texts(task, "train", own), len(own)).tolist()
