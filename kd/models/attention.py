@@ -105,13 +105,11 @@ def attend(
     del keys  # the same
     length, parts = q.shape[1], []
     size = -(-length // (PARTS * LANES)) * LANES
+    cut = lambda start, end: jax.tree.map(lambda x: x[:, start:end], queries)
     for start in range(0, length, size):
-      end = min(start + size, length)
-      own, before = (
-        jax.tree.map(lambda x, i=i, end=end: x[:, i:end], queries)
-        for i in (start, 0)
-      )
-      parts.append(plain(q[:, start:end], k[:, :end], v[:, :end], own, before))
+      end = start + size
+      rows = q[:, start:end], k[:, :end], v[:, :end]
+      parts.append(plain(*rows, cut(start, end), cut(0, end)))
     return jnp.concatenate(parts, axis=1)
 
   def tpu(q, k, v, queries, keys):
@@ -121,7 +119,7 @@ def attend(
     )
 
   own = keys is None and q_BxLxHxd.shape[1] % LANES == 0
-  # A query sees no key behind it in its row, so that half need not be computed.
+  # A query sees no key further on in its row: half need not be computed.
   xla = plain if keys is not None else in_parts
   arrays = q_BxLxHxd, k_BxSxKxd, v_BxSxKxd, queries, keys or queries
   if implementation == "cudnn":
