@@ -271,7 +271,7 @@ def arm(
   rest = (test.labels,) if said is None else (test.labels, said)
 
   def each(weights) -> list[Each]:
-    found = [look(own, test.inputs, *rest) for own in _by_seed(weights)]
+    found = [look(own, test.inputs, *rest) for own in by_seed(weights)]
     cut = lambda x: np.asarray(x)[test.places]
     return [jax.tree.map(cut, run) for run in found]
 
@@ -290,7 +290,7 @@ def arm(
     logits = functional.forward(group.student, task.signature, batch)
     held, held_labels = task.validation.arrays()
     for s, (row, own) in enumerate(
-      zip(rows, _by_seed(state.weights), strict=True)
+      zip(rows, by_seed(state.weights), strict=True)
     ):
       on_held = np.asarray(logits(own, held))
       row["bias_shift"] = shift = best_shift(
@@ -301,10 +301,35 @@ def arm(
       row |= {f"{k}_shifted": v for k, v in score(of_moved).items()}
       if metric.endswith("_shifted"):
         judged[s] = of_moved
-  for row, step in zip(rows, state.best_step, strict=True):
-    row["best_step"] = step
+  return gathered(rows, state, labels, metric, bins, last, judged)
+
+
+def gathered(
+  rows: Sequence[dict[str, Any]],
+  state: TrainState,
+  labels: Int[np.ndarray, "N"],
+  metric: str,
+  bins: int,
+  pooled: Sequence[Each],
+  judged: Sequence[Each],
+) -> Scored:
+  """Gathers the runs of an arm; of one that diverged nothing is said.
+
+  Args:
+    rows: {metric: value} of each run.
+    state: theirs.
+    labels: of the test split.
+    metric: the study's primary one.
+    bins: of the reliability diagram.
+    pooled: what that is made of, of each run.
+    judged: what the primary metric is made of.
+  """
   stopped = np.asarray(state.diverged) > 0
-  finished = [run for run, bad in zip(last, stopped, strict=True) if not bad]
+  rows = [
+    row | {"best_step": step}
+    for row, step in zip(rows, state.best_step, strict=True)
+  ]
+  finished = [run for run, bad in zip(pooled, stopped, strict=True) if not bad]
   return Scored(
     {
       key: [
@@ -321,7 +346,7 @@ def arm(
   )
 
 
-def _by_seed(weights):
+def by_seed(weights):
   """Returns each run's weights."""
   count = len(jax.tree.leaves(weights["params"])[0])
   return [functional.of_run(weights, s) for s in range(count)]
