@@ -163,9 +163,7 @@ class ReportTest(parameterized.TestCase):
     self.assertEqual(
       heads,
       [
-        "Results", "Variance components", "Figures", "Recall per class",
-        "Last against best-on-validation weights", "Teacher", "Signal",
-        "How it was obtained",
+        "Arms", "Curves", "Signal", "Calibration", "How it was obtained",
       ],
     )  # fmt: skip
 
@@ -333,7 +331,7 @@ class FaultyTest(parameterized.TestCase):
     results, config, lines = synthetic({"hard": 0.0, "soft": 0.0}, seeds=2)
     results["warnings"] = ["The teacher saw the test set."]
     text, markdown = self.written(self.folder(results, config, lines))
-    box = text[text.index('class="verdict"') : text.index('id="results"')]
+    box = text[text.index('class="verdict"') : text.index('id="arms"')]
     self.assertIn("The teacher saw the test set.", box)
     self.assertIn("> **Mind:** The teacher saw the test set.", markdown)
 
