@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd import divergences
-from kd.config import rules, sections
+from kd.config import made, rules, sections
 from kd.errors import UserError
 from kd.objectives.objective import Keys
 from kd.objectives.reads import PARTS, of_completions
@@ -62,7 +62,8 @@ def check(
     if name not in OBJECTIVES:
       raise UserError(
         f"{path}.objective = {arm['objective']!r}: expected one of "
-        f"{', '.join(OBJECTIVES)}, or a sum such as 'hard + soft'"
+        f"{', '.join([*OBJECTIVES, *made.MADE])}, or a sum such as 'hard + "
+        "soft'"
       )
   own = _own(arm)
   if len(names) == 1:

@@ -37,7 +37,9 @@ def read(
   except OSError as error:
     return {}, [f"There are no learning curves: {path.name}: {error.strerror}."]
   rows: dict[str, list[Mapping[str, Any]]] = {
-    arm: [] for arm in results["arms"]
+    arm: []
+    for arm, entry in results["arms"].items()
+    if entry.get("trained", arm) == arm  # others have none of their own
   }
   broken = []
   for number, line in enumerate(lines, 1):

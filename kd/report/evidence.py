@@ -140,7 +140,8 @@ def search_table(results: Results) -> list[Block]:
       _chosen(results, arm),
       Cell(wording.number(means[arm], metric, digits), value=means[arm]),
     ]
-    for arm in results["arms"]
+    for arm, entry in results["arms"].items()
+    if entry.get("trained", arm) == arm
   ]
   times = len(next(iter(scores.values())))
   each = f" in each of {times} replicates anew" if times > 1 else ""

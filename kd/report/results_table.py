@@ -165,6 +165,8 @@ def keys_tuned(results: Results, arm: str) -> list[str]:
   """Returns the keys that the study's search set of an arm."""
   points = (results.get("tune") or {}).get("points") or [{}]
   config = results["arms"][arm].get("config", {})
+  if not results["arms"][arm].get("trained", arm):
+    return []
   return [key for key in points[0] if any(True for _ in places(config, key))]
 
 

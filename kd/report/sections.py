@@ -190,6 +190,8 @@ def _omitted(
   _, _, classes = tables.recall_rows(results)
   omitted: dict[str, list[int]] = {}
   for arm, entry in results["arms"].items():
+    if not entry.get("trained", arm):
+      continue
     planned = (tree.get("arms") or {}).get(arm) or {}
     own = entry.get("config", {}).get("signal") or planned.get("signal")
     section = {**(tree.get("signal") or {}), **(own or {})}

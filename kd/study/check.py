@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from kd import files, models
-from kd.config import sections
+from kd.config import made, sections
 from kd.errors import UserError, brief
 from kd.models import adapters, checkpoints
 from kd.objectives.registry import OBJECTIVES
-from kd.study import replicates, students, tune
+from kd.study import replicates, students, tune, untrained
 from kd.teachers import answers, funnel
 from kd.train import arms
 
@@ -64,10 +64,9 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
   for name, chain in settings["filters"].items():
     funnel.check(f"filters.{name}", chain, asks)
   models.check("student", settings["student"])
-  groups = arms.group(settings["arms"], black_box=asks, writes=writes)
-  every = {
-    f"arms.{k}.student": a["student"] for k, a in settings["arms"].items()
-  }
+  trained = made.trained(settings["arms"])
+  groups = arms.group(trained, black_box=asks, writes=writes)
+  every = {f"arms.{k}.student": a["student"] for k, a in trained.items()}
   for path, student in {"student": settings["student"], **every}.items():
     students.check(path, student, settings["teacher"])
   parts = settings["train"]["accumulate"]
@@ -77,7 +76,7 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
         f"train.accumulate = {parts}: {name!r} compares all examples of a "
         "batch, expected 1"
       )
-  for name, arm in settings["arms"].items():
+  for name, arm in trained.items():
     section = arm["signal"]
     if section["live"] and (section["filter"] or asks):
       raise UserError(
@@ -96,7 +95,8 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
   replicates.check(settings)
   for one in replicates.of(settings, "") if of_each else ():
     _teacher(one.settings["teacher"])
-  tune.check(settings, groups, asks)
+  tune.check(made.of_training(settings), groups, asks)
+  untrained.check(settings)
   return groups
 
 
@@ -157,7 +157,8 @@ def with_the_task(
   if task.tokens and not settings["teacher"]["path"]:
     _reads_tokens("teacher", settings["teacher"])
   fraction = model.check(settings["teacher"], task)
-  for name, arm in settings["arms"].items():
+  untrained.check_task(settings, task)
+  for name, arm in made.trained(settings["arms"]).items():
     path, signal = f"arms.{name}.signal", arm["signal"]
     model.check_jitter(f"{path}.jitter", signal["jitter"], task)
     if signal["live"] and model.is_prompted(settings["teacher"], task):

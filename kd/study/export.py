@@ -14,6 +14,7 @@ from absl import flags
 from flax import nnx
 
 from kd import config, files
+from kd.config import made
 from kd.data.registry import load
 from kd.errors import UserError
 from kd.models import adapters, functional, pretrained
@@ -59,12 +60,17 @@ def export(
   steps, done = settings["train"]["steps"], checkpoint.newest(folder)
   if done < steps:
     raise UserError(f"{folder}: at step {done} of {steps}; expected the last")
+  leader = made.leaders(settings["arms"])[arm]
+  if leader is None:
+    raise UserError(f"--arm={arm}: trains nothing; expected an arm that does")
   task = load(of.settings["task"])
   asks = answers.is_black_box(settings["teacher"])
   groups = students.bind(
-    arms.group(settings["arms"], black_box=asks), of.settings, task
+    arms.group(made.trained(settings["arms"]), black_box=asks),
+    of.settings,
+    task,
   )
-  (group,) = (g for g in groups if arm in g.names)
+  (group,) = (g for g in groups if leader in g.names)
   kind: Any = nnx.eval_shape(
     lambda: functional.create(group.student, task.signature, jax.random.key(0))
   )
@@ -91,7 +97,7 @@ def export(
     train=settings["train"],
     start=students.Starts(workdir, of.number, task, teacher),
   )
-  state = loop.read(groups, setup, folder, arm)
+  state = loop.read(groups, setup, folder, leader)
   run = list(of.seeds).index(seed)
   if state.diverged[run]:
     raise UserError(f"--seed={seed}: diverged at step {state.diverged[run]}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kd.config import made
 from kd.evaluate import registry, stats
 from kd.evaluate.design import Design
 from kd.evaluate.scores import Scored
@@ -79,7 +80,7 @@ def results(
     },
     clusters=[one.groups for one in scored for _ in one.seeds],
   )
-  strata = _strata(arms)
+  strata, leaders = _strata(arms), made.leaders(arms)
   funnels = {k: _total([s.funnels[k] for s in scored]) for k in first.funnels}
   return {
     "study": settings["study"],
@@ -97,6 +98,7 @@ def results(
       name: {
         "config": arm,
         "baseline": arm["baseline"],
+        **({"trained": leaders[name]} if leaders[name] != name else {}),
         "stratum": strata[name],
         "diverged": {
           str(seed): int(step)

@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from kd import files, interrupts
+from kd.config import made
 from kd.data import token_task
 from kd.data.registry import load
 from kd.data.task import Task
@@ -134,7 +135,8 @@ def _require(settings: Mapping[str, Any], folder: str, first: int) -> None:
         f"{steps}; expected --phase=train:"
       )
     if settings["tune"]["budget"]:
-      tune.read(os.path.join(place, workdir.TRIALS), settings)
+      path = os.path.join(place, workdir.TRIALS)
+      tune.read(path, made.of_training(settings))
 
 
 def _sizes(task: Mapping[str, Any]) -> dict[str, int]:
@@ -184,6 +186,7 @@ class _Study:
           self.groups, one.setup(one.of.seeds)
         )
         states = one.train(self.groups, compiled)
+        groups, states = one.extended(self.groups, states)
       if last < PHASES.index("evaluate"):
         continue
       logging.info("evaluating %d arms", len(states))
@@ -191,9 +194,9 @@ class _Study:
         clock.phase("evaluate"),
         runs.memory(self.settings, "evaluating"),
       ):
-        scored.append(one.evaluate(self.groups, states))
+        scored.append(one.evaluate(groups, states))
         if not sizes:
-          sizes, times = one.cost(self.groups, states)
+          sizes, times = one.cost(groups, states)
     if last < PHASES.index("evaluate"):
       return None
     with clock.phase("evaluate"):

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from kd.config import made
 from kd.data.task import Task
 from kd.errors import out_of_memory
 from kd.evaluate import cost, registry, scores, written
-from kd.study import students, transfer_sets, tune, workdir
+from kd.study import students, transfer_sets, tune, untrained, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
 from kd.teachers import (
@@ -92,7 +93,10 @@ class Runs:
     pools = transfer_sets.Pools(self.of, self.task, self.teacher, self.box)
     self.transfers = pools.transfers(groups)
     self.funnels = pools.funnels
-    self.bought, self.cut = pools.bought, pools.cut
+    self.cut = pools.cut
+    if bought := pools.bought:
+      of = made.leaders(self.of.settings["arms"])
+      self.bought = {a: bought[b] if b else 0.0 for a, b in of.items()}
 
   def setup(self, seeds: Sequence[int]) -> Setup:
     """Returns what the runs of these seeds share."""
@@ -137,7 +141,8 @@ class Runs:
     self, groups: Sequence[arms.Group], compiled: loop.Programs
   ) -> Sequence[arms.Group]:
     """Returns the arms as their search chose them."""
-    settings, setup = self.of.settings, self.setup(self.of.trials)
+    settings = made.of_training(self.of.settings)
+    setup = self.setup(self.of.trials)
     best = registry.selection(settings["evaluate"]["metric"]) == "best"
     at = functools.partial(
       tune.at,
@@ -168,6 +173,12 @@ class Runs:
     path = os.path.join(self.of.folder, workdir.TRIALS)
     self.search = tune.search(path, settings, trial)
     return at(self.search["choice"])
+
+  def extended(
+    self, groups: Sequence[arms.Group], states: States
+  ) -> tuple[list[arms.Group], States]:
+    """Returns groups and states of every arm, whether or not it trained."""
+    return untrained.extended(self.of.settings, groups, states, self.teacher)
 
   def evaluate(self, groups: Sequence[arms.Group], states: States) -> Outcome:
     """Scores the arms and the teacher on the test split."""

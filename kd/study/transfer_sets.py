@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from kd import signals
+from kd.config import made
 from kd.data.order import subset
 from kd.data.task import SAMPLE, Task
 from kd.errors import UserError
@@ -287,7 +288,8 @@ def first_rows(
 ) -> dict[str, int]:
   """Returns the first row of each kind of pool that some arm draws from, where
   the teacher learns from a fraction of the train split."""
-  kinds = {arm["signal"]["pool"] for arm in settings["arms"].values()}
+  every = made.trained(settings["arms"]).values()
+  kinds = {arm["signal"]["pool"] for arm in every}
   kinds.add(settings["signal"]["pool"])
   unseen = teachers.first_unseen(fraction, task)
   if "rest" in kinds and unseen >= task.train.filled:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from kd import files
-from kd.config import leaves, rules, sections
+from kd.config import leaves, made, rules, sections
 from kd.config.tuned import places
 from kd.errors import UserError
 from kd.evaluate import registry
@@ -279,6 +279,7 @@ def describe(
     metric: by which it chose, on validation.
   """
   section = settings["tune"]
+  leaders = {a: b for a, b in made.leaders(settings["arms"]).items() if b}
   return {
     "budget": section["budget"],
     "space": section["space"],
@@ -286,11 +287,11 @@ def describe(
     "metric": metric,
     "points": points(section),
     "choices": {
-      name: [one["choice"][name] for one in searched]
-      for name in settings["arms"]
+      name: [one["choice"][leader] for one in searched]
+      for name, leader in leaders.items()
     },
     "scores": {
-      name: [one["scores"][name] for one in searched]
-      for name in settings["arms"]
+      name: [one["scores"][leader] for one in searched]
+      for name, leader in leaders.items()
     },
   }

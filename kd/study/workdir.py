@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from kd import files, interrupts
-from kd.config import leaves
+from kd.config import leaves, made
 from kd.errors import UserError, why
 from kd.objectives import terms
 from kd.train import checkpoint
@@ -83,10 +83,17 @@ def claim(
         f"workdir = {workdir!r}: in use by another process"
       ) from error
     if made.get("config") != config:
-      words = {name: terms.words(arm) for name, arm in config["arms"].items()}
+      words = {name: said(arm) for name, arm in config["arms"].items()}
       new = {"config": config, "words": words, "command": _command()}
       files.write_json(path, {**facts(config), **made, **new})
     yield
+
+
+def said(arm: Mapping[str, Any]) -> str:
+  """Says what an arm trains on, or is made of."""
+  if made.is_made(arm):
+    return made.MADE[arm["objective"]].words
+  return terms.words(arm)
 
 
 def begin(workdir: str, replicate: int, weights: Mapping[str, str]) -> None:

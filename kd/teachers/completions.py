@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from kd import files
+from kd.config import made
 from kd.data import documents
 from kd.data.documents import Record
 from kd.data.task import Task, Tokens, is_resident
@@ -62,7 +63,7 @@ def check(settings: Mapping[str, Any], task: Task) -> None:
     )
   scored = model.is_prompted(settings["teacher"], task)
   shared = "temperature", "seed", "calibrate", *(("pool",) if scored else ())
-  for name, arm in settings["arms"].items():
+  for name, arm in made.trained(settings["arms"]).items():
     if arm["signal"]["calibrate"] != "none" and not scored:
       raise UserError(
         f"arms.{name}.signal.calibrate = {arm['signal']['calibrate']!r}: a "
@@ -150,9 +151,8 @@ def _write(
 
 def _most(settings: Mapping[str, Any]) -> int:
   """Returns how many completions of a prompt some arm reads."""
-  return max(
-    1, *(arm["signal"]["samples"] for arm in settings["arms"].values())
-  )
+  every = made.trained(settings["arms"]).values()
+  return max(1, *(arm["signal"]["samples"] for arm in every))
 
 
 def _in_parts(

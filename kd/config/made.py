@@ -1,0 +1,92 @@
+"""Arms that train nothing of their own, told from those that do.
+
+    trained   minimises its objective, for every seed
+    shared    says nothing else that training reads than an arm before it, and
+              takes its weights: ten ways to compress a student train once
+    made      has no loss, and is made of what the study has
+
+To add a kind that is made, give it an entry in MADE, and to
+kd.study.untrained what makes its model.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from kd.config import rules
+from kd.config.rules import Check
+from kd.config.sections import IN_ARMS
+
+# Of an arm, what its training does not read.
+NOT_TRAINING = ("baseline", "overrides")
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """A kind of arm that is made: its own keys, and its words in a report."""
+
+  keys: Mapping[str, Check]
+  words: str
+
+
+MADE: dict[str, Made] = {"teacher": Made({}, "the teacher itself")}
+
+
+def is_made(arm: Mapping[str, Any]) -> bool:
+  """Whether an arm has no loss."""
+  return arm["objective"] in MADE
+
+
+def leaders(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
+  """Returns the arm whose training each arm has: itself, one before it, or
+  None where it is made.
+
+  >>> leaders(
+  ...   {
+  ...     "a": {"objective": "soft"},
+  ...     "b": {"objective": "soft", "baseline": "a"},
+  ...     "c": {"objective": "teacher"},
+  ...   }
+  ... )
+  {'a': 'a', 'b': 'a', 'c': None}
+  """
+  first: dict[str, str] = {}
+  return {
+    name: None
+    if is_made(arm)
+    else first.setdefault(json.dumps(_training(arm), sort_keys=True), name)
+    for name, arm in arms.items()
+  }
+
+
+def trained(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the arms that train for themselves."""
+  of = leaders(arms)
+  return {name: arm for name, arm in arms.items() if of[name] == name}
+
+
+def of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a resolved config with the arms that train for themselves."""
+  return {**settings, "arms": trained(settings["arms"])}
+
+
+def check(path: str, arm: Mapping[str, Any]) -> None:
+  """Checks the keys of an arm that is made.
+
+  Args:
+    path: the arm's.
+    arm: of kd.config.resolve.
+
+  Raises:
+    UserError: naming the key.
+  """
+  own = {k: v for k, v in arm.items() if k not in _COMMON}
+  rules.check_keys(path, own, MADE[arm["objective"]].keys)
+
+
+_COMMON = (*IN_ARMS, *NOT_TRAINING, "objective")
+
+
+def _training(arm: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in arm.items() if k not in NOT_TRAINING}

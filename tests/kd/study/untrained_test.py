@@ -1,0 +1,92 @@
+"""Arms that share a training, or have none, in a study."""
+
+import pathlib
+import tempfile
+
+from absl.testing import absltest, parameterized
+
+from kd import config, study
+from kd.errors import UserError
+from kd.study import check
+from tests.kd import small
+from tests.kd.study.phases_test import options
+
+TEACHER = dict(objective="teacher")
+
+
+def tuned():
+  made = options(
+    soft=small.SOFT,
+    hard=small.HARD,
+    teacher=TEACHER,
+    soft_again=dict(small.SOFT, baseline="hard"),
+  )
+  made.train.steps = 20
+  made.tune = dict(budget=2, space=dict(temperature=(1.0, 4.0)))
+  return made
+
+
+class StudyTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    parent = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.workdir = pathlib.Path(parent, "study")
+    cls.results = study.run(tuned(), str(cls.workdir))
+
+  def test_the_teacher_is_an_arm(self):
+    arm, teacher = self.results["arms"]["teacher"], self.results["teacher"]
+    self.assertIsNone(arm["trained"])
+    for metric in ("accuracy", "nll", "ece"):
+      for value in arm["metrics"][metric]["values"]:
+        self.assertAlmostEqual(value, teacher[metric], places=6)
+    self.assertEqual(arm["metrics"]["agreement"]["values"], [1.0, 1.0])
+    versus = arm["metrics"]["accuracy"]["versus_baseline"]
+    self.assertEqual(versus["baseline"], "soft")
+
+  def test_arms_that_share_a_training_are_alike(self):
+    soft, again = (self.results["arms"][a] for a in ("soft", "soft_again"))
+    self.assertEqual(again["trained"], "soft")
+    self.assertNotIn("trained", soft)
+    values = lambda arm: {k: m["values"] for k, m in arm["metrics"].items()}
+    self.assertEqual(values(soft), values(again))
+    self.assertEqual(again["baseline"], "hard")
+    tune = self.results["tune"]
+    self.assertEqual(tune["choices"]["soft_again"], tune["choices"]["soft"])
+    self.assertNotIn("teacher", tune["choices"])
+
+  def test_the_report_tells_of_all(self):
+    text = pathlib.Path(self.workdir, "report.md").read_text()
+    self.assertIn("the teacher itself", text)
+    self.assertNotIn("learning curves are cut", text)
+    log = pathlib.Path(self.workdir, "metrics.jsonl").read_text()
+    self.assertNotIn('"soft_again"', log)
+    self.assertNotIn('"teacher"', log)
+
+
+class RefusedTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (dict(a=TEACHER), "arms: none of a is trained"),
+    (dict(a=small.SOFT, b=dict(TEACHER, k=3)), "arms.b.k = 3: unknown key"),
+    (
+      dict(a=small.SOFT, b=dict(TEACHER, train=dict(learning_rate=0.1))),
+      "arms.b.train = .*: expected none, since objective = 'teacher'",
+    ),
+    (
+      dict(a=small.SOFT, b=dict(objective="teacher + soft")),
+      "arms.b.objective = 'teacher . soft': expected one of",
+    ),
+  )
+  def test_what_is_refused(self, arms, message):
+    with self.assertRaisesRegex(UserError, message):
+      check.config_alone(config.resolve(options(**arms)))
+
+  def test_a_black_box_is_no_model(self):
+    made = options(a=dict(objective="hard", target="answer"), b=dict(TEACHER))
+    made.teacher.black_box = True
+    with self.assertRaisesRegex(UserError, "arms.b.objective = 'teacher': the"):
+      check.config_alone(config.resolve(made))
+
+
+if __name__ == "__main__":
+  absltest.main()
