@@ -3,6 +3,7 @@
 python main.py [--config=configs/digits.py[:smoke]] [--workdir=DIR]
                [--config.KEY=VALUE ...] [--config.KEY.sweep='(V, W)' ...]
                [--phase=PHASE | --phase=FROM:TO] [--compilation_cache=DIR]
+python main.py --config=... --phase=export [--arm=NAME] [--seed=S] [--out=DIR]
 """
 
 import contextlib
@@ -37,7 +38,15 @@ def define_flags() -> None:
     "phase",
     "",
     "Run up to this phase (teacher, label, train, evaluate, report); FROM: "
-    "runs from one on, FROM:TO those between.",
+    "runs from one on, FROM:TO those between. `export` writes a run of a "
+    "finished study as a folder that needs jax alone.",
+  )
+  flags.DEFINE_string("arm", "", "Of --phase=export; '' is the best.")
+  flags.DEFINE_integer(
+    "seed", None, "Of --phase=export; the first if not given."
+  )
+  flags.DEFINE_string(
+    "out", "", "Of --phase=export; default WORKDIR/export/ARM-seed_S."
   )
   flags.DEFINE_string(
     "compilation_cache",
@@ -61,7 +70,16 @@ def main(argv: list[str]) -> None:
 
   logging.use_absl_handler()
   logs.listen()
-  workdir = os.path.expanduser(values.workdir)  # no shell does after a =
+  # No shell does it after a =.
+  workdir, out = map(os.path.expanduser, (values.workdir, values.out))
+  which = {"arm": values.arm, "seed": values.seed, "out": out}
+  if values.phase == "export":
+    folder = study.write_export(config, workdir or None, **which)
+    print(f"{folder}: a model of its own", flush=True)
+    return
+  for name, value in which.items():
+    if value not in ("", None):
+      raise UserError(f"--{name}={value}: of --phase=export alone")
   results = study.run(config, workdir or None, phase=values.phase)
   if results is not None:
     with contextlib.suppress(OSError):  # nobody reads it; the report has it

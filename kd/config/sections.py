@@ -201,6 +201,12 @@ SECTIONS: dict[str, Any] = {
     },
   },
   "mesh": {"seeds": Key(1, integer(1))},  # devices that share the seeds
+  # What an exported model's card says; "" is not stated.
+  "licence": {
+    "model": Key("", TEXT),
+    "data": Key("", TEXT),
+    "teacher": Key("", TEXT),
+  },
 }
 OPEN = ("student", "teacher")
 IN_ARMS = ("signal", "student", "train")  # what an arm may override

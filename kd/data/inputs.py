@@ -35,6 +35,7 @@ class Form:
     encoded: whether `pack` takes the bytes of an image file, not what TFDS
       decodes from them: TFDS leaves grey images among coloured ones.
     text: whether inputs are texts.
+    recipe: what `pack` does, for others to do again.
   """
 
   input_key: str
@@ -45,6 +46,9 @@ class Form:
   pack: Callable[[Sequence[Any]], np.ndarray]
   encoded: bool = False
   text: bool = False
+  recipe: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: {"kind": "numbers"}
+  )
 
   @property
   def bytes(self) -> int:
@@ -77,7 +81,15 @@ def form(info: Any, task: Mapping[str, Any]) -> Form:
     )
   feature = features[keys[0]]
   if isinstance(feature, tfds.features.Image):
-    return Form(*keys, *_image_form(feature, where, task["image_size"]))
+    shape, dtype, scale, pack, bits = _image_form(
+      feature, where, task["image_size"]
+    )
+    recipe = {
+      "kind": "image",
+      "resized": "to this height and width by Pillow's BILINEAR, if others",
+      **({"mode": MODES.get(shape[-1])} if bits else {}),
+    }
+    return Form(*keys, shape, dtype, scale, pack, bits, recipe=recipe)
   if isinstance(feature, tfds.features.Text) and feature.shape == ():
     return text_form(*keys, task["text_features"])
   numeric = isinstance(feature, tfds.features.Tensor) and np.issubdtype(
@@ -95,7 +107,21 @@ def form(info: Any, task: Mapping[str, Any]) -> Form:
 def text_form(input_key: str, label_key: str, width: int) -> Form:
   """Returns the form of texts, which become `width` hashed counts."""
   pack = _TextPacker(width)
-  return Form(input_key, label_key, (width,), np.float32, 1.0, pack, text=True)
+  recipe = {
+    "kind": "hashed n-grams",
+    "of": "sklearn.feature_extraction.text.HashingVectorizer, as an array",
+    "arguments": pack.arguments,
+  }
+  return Form(
+    input_key,
+    label_key,
+    (width,),
+    np.float32,
+    1.0,
+    pack,
+    text=True,
+    recipe=recipe,
+  )
 
 
 def _image_form(feature: Any, where: str, size: int) -> tuple[Any, ...]:
@@ -149,12 +175,15 @@ class _TextPacker:
   def vectorizer(self) -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer  # 1.5 s
 
-    return HashingVectorizer(
-      n_features=self.width,
-      ngram_range=(1, 2),
-      decode_error="replace",
-      dtype=np.float32,
-    )
+    return HashingVectorizer(**self.arguments, dtype=np.float32)
+
+  @property
+  def arguments(self) -> dict[str, Any]:
+    return {
+      "n_features": self.width,
+      "ngram_range": (1, 2),
+      "decode_error": "replace",
+    }
 
   def __call__(self, texts: Sequence[str | bytes]) -> np.ndarray:
     return self.vectorizer.transform(texts).toarray()

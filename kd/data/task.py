@@ -252,6 +252,7 @@ class Task:
       of a text do; None where each stands for itself.
     positions: L, the labels of an example: 1, or those of a row of tokens.
     tokens: of a task of tokens; None of any other.
+    about: what the data set says of itself.
   """
 
   name: str
@@ -268,6 +269,7 @@ class Task:
   test_groups: np.ndarray | None = None
   positions: int = 1
   tokens: Tokens | None = None
+  about: str = ""
 
   @property
   def signature(self) -> Signature:

@@ -106,6 +106,7 @@ def load(task: Mapping[str, Any]) -> Task:
     train=splits["train"],
     validation=splits["validation"],
     test=splits["test"],
+    about=" ".join((builder.info.description or "").split()),
   )
 
 

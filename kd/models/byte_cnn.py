@@ -99,15 +99,15 @@ class ByteCNN(nnx.Module):
     self, x_BxL: Float[Array, "B L"], rngs: nnx.Rngs | None = None
   ) -> Outputs:
     x = x_BxL.astype(jnp.int32)
-    rows = jnp.arange(len(x))[:, None]
-    counts = jnp.zeros((len(x), TOKENS)).at[rows, x].add(1.0, mode="drop")
+    rows = jnp.arange(x.shape[0])[:, None]
+    counts = jnp.zeros((x.shape[0], TOKENS)).at[rows, x].add(1.0, mode="drop")
     features = [COUNTS * jnp.sqrt(counts / x.shape[1])]
     if self.conv is not None and self.embed is not None:
-      blocks = self.embed(x).reshape(len(x), -1, self.conv.in_features)
+      blocks = self.embed(x).reshape(x.shape[0], -1, self.conv.in_features)
       patterns = nnx.relu(self.conv(blocks)).max(axis=1)
       features.append(drop(self.dropout, PATTERNS * patterns, rngs))
     if self.signature is not None:
-      begin = self.signature(x[:, : self.first]).reshape(len(x), -1)
+      begin = self.signature(x[:, : self.first]).reshape(x.shape[0], -1)
       features.append(drop(self.dropout, begin, rngs))
     hidden = nnx.relu(self.dense(jnp.concatenate(features, axis=-1)))
     return outputs(hidden, self.head)

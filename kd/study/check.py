@@ -41,7 +41,8 @@ def phases(phase: str) -> tuple[int, int]:
     if name and name not in PHASES:
       raise UserError(
         f"--phase={phase}: unknown phase {name!r}, expected one of "
-        f"{', '.join(PHASES)}; P runs up to P, P: from P on, P:Q from P to Q"
+        f"{', '.join(PHASES)}; P runs up to P, P: from P on, P:Q from P to Q; "
+        "or export alone"
       )
   start = PHASES.index(first or PHASES[0])
   stop = PHASES.index(last or PHASES[-1])

@@ -40,6 +40,36 @@ def run(
   return phases.run(settings, groups, folder, first, last)
 
 
+def write_export(
+  study_config: Mapping[str, Any] | ConfigDict,
+  folder: str | None = None,
+  *,
+  arm: str = "",
+  seed: int | None = None,
+  out: str = "",
+) -> str:
+  """Writes a run of a finished study as a folder of its own.
+
+  Args:
+    study_config: its config.
+    folder: its workdir; None is runs/STUDY-HASH.
+    arm, seed, out: see kd.study.export.write.
+
+  Returns:
+    The folder.
+
+  Raises:
+    UserError: likewise.
+  """
+  settings = config.resolve(study_config)
+  check.config_alone(settings)
+  from kd.study import export, workdir  # seconds, as in `run`
+
+  return export.write(
+    settings, folder or workdir.default(settings), arm, seed, out
+  )
+
+
 def verdict(results: Mapping[str, Any]) -> str:
   """Says in a line what the study found."""
   from kd.report import blocks, sentences

@@ -25,12 +25,18 @@ from kd.objectives import terms
 from kd.train import checkpoint
 
 TRIALS = "trials.json"  # of a search, in a replicate's folder
+WORDS = ("licence",)  # sections that no number depends on
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
 def default(config: Mapping[str, Any]) -> str:
   """Returns runs/STUDY-HASH: the same config finds its folder again."""
-  return os.path.join("runs", f"{config['study']}-{digest(config)}")
+  return os.path.join("runs", f"{config['study']}-{fingerprint(config)}")
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+  """Returns the digest of what a config says of a study's numbers."""
+  return digest({k: v for k, v in config.items() if k not in WORDS})
 
 
 def digest(section: Mapping[str, Any]) -> str:
@@ -63,7 +69,7 @@ def claim(
   try:
     os.makedirs(workdir, exist_ok=True)
     if os.path.exists(path):
-      made = _of_the_same(path, config, again)
+      made = of_the_same(path, config, again)
     lock = open(os.path.join(workdir, ".lock"), "a")  # noqa: SIM115
     room = shutil.disk_usage(workdir).free
     if room < need_bytes:
@@ -184,17 +190,25 @@ def _stopped(folder: str, places: Sequence[str], phase: str) -> str:
   return f"phase {phase} of {folder}; the same command {whence}"
 
 
-def _of_the_same(
-  path: str, config: Mapping[str, Any], again: bool
+def of_the_same(
+  path: str, config: Mapping[str, Any], again: bool = False
 ) -> Mapping[str, Any]:
-  """Returns what config.json holds, which may differ in `evaluate` and
-  `contrasts` alone, and in those where the evaluation is done again."""
+  """Returns what config.json holds, which may differ in WORDS, and in
+  `evaluate` and `contrasts` where the evaluation is done again.
+
+  Raises:
+    UserError: it is of another study, or no config.
+  """
+  config = json.loads(json.dumps(config))  # which has no tuples
   found = files.read_json(path, "config of a study")
   if not isinstance(found, Mapping) or not isinstance(
     found.get("config"), Mapping
   ):
     raise UserError(f"{path}: not a study's config")
-  ours, theirs = (dict(leaves(c)) for c in (config, found["config"]))
+  ours, theirs = (
+    dict(leaves({k: v for k, v in c.items() if k not in WORDS}))
+    for c in (config, found["config"])
+  )
   keys = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
   other = [
     k for k in keys if not k.startswith("evaluate.") and k != "contrasts"

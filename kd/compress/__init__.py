@@ -1,0 +1,1 @@
+"""A model made smaller, and as a folder of its own."""

@@ -1,0 +1,154 @@
+"""A program as ONNX, through jax2onnx, where it converts.
+
+jax2onnx replaces functions of jax and flax while it traces. So a program is
+traced before, and jax2onnx sees its primitives alone, some in another form:
+
+  branches by platform    the one of any platform
+  maxima over windows     of a reshaped array, where windows do not overlap
+  cumulative maxima       of whole numbers, in float32
+"""
+
+import importlib.util
+import logging
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from kd.compress.export import Program
+from kd.errors import why
+from kernels.jaxprs import bind, walk
+
+NEEDED = ("jax2onnx", "onnx_ir", "onnx", "onnxruntime")
+INSTALL = "pip install --no-deps -r requirements-data.txt"
+LARGEST = 1e-4  # difference of probabilities
+
+
+def write(
+  made: Program,
+  inputs: np.ndarray,
+  logits: np.ndarray,
+  here: np.ndarray,
+  path: str,
+) -> dict[str, Any]:
+  """Writes a file that onnxruntime agrees with, or none.
+
+  Args:
+    made: the program.
+    inputs, logits: some, and what their logits are to be.
+    here: where that is known, bool of logits less their last axis.
+    path: of the file.
+
+  Returns:
+    `file`, `opset` and `largest_difference` of probabilities where there is a
+    file; else `file` of None, and `why`.
+  """
+  target = pathlib.Path(path)
+  target.unlink(missing_ok=True)
+  lacking = [x for x in NEEDED if importlib.util.find_spec(x) is None]
+  if lacking:
+    return _none(f"{', '.join(lacking)} not installed; {INSTALL} brings it")
+  try:
+    graph = _convert(made)
+    found = _run(graph, inputs)
+  except Exception as error:  # a converter fails in any way
+    return _none(f"jax2onnx or onnxruntime could not take it: {why(error)}")
+  difference = largest_difference(found[here], logits[here])
+  if not difference <= LARGEST:
+    return _none(
+      f"onnxruntime's probabilities differ by {difference:.2g}, more than "
+      f"{LARGEST:g}"
+    )
+  target.write_bytes(graph.SerializeToString())
+  return {
+    "file": target.name,
+    "opset": graph.opset_import[0].version,
+    "largest_difference": difference,
+  }
+
+
+def largest_difference(z: np.ndarray, other: np.ndarray) -> float:
+  """Returns the largest difference of probabilities of two logits [..., V]."""
+  return float(np.max(np.abs(_softmax(z) - _softmax(other))))
+
+
+def _softmax(z: np.ndarray) -> np.ndarray:
+  z = z.astype(np.float64)
+  p = np.exp(z - z.max(-1, keepdims=True))
+  return p / p.sum(-1, keepdims=True)
+
+
+def _none(why: str) -> dict[str, Any]:
+  return {"file": None, "why": why}
+
+
+def _convert(made: Program) -> Any:
+  """Returns an ONNX model."""
+  spec = made.spec()  # one, since a B is another than the next one
+  closed = jax.make_jaxpr(lambda x: made.call(made.weights, x))(spec)
+
+  def primitives(inputs):
+    return walk(closed.jaxpr, closed.consts, [inputs], _rule)[0]
+
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    # It says at length which of its examples cannot be imported.
+    for name in ("jax2onnx", "onnx_ir"):
+      logging.getLogger(name).setLevel(logging.CRITICAL)
+    kept = dict(vars(jnp))
+    try:
+      import jax2onnx
+
+      return jax2onnx.to_onnx(
+        primitives,
+        [spec],
+        model_name="model",
+        input_names=["inputs"],
+        output_names=["logits"],
+      )
+    finally:
+      vars(jnp).update(kept)  # it leaves jnp.cumsum replaced
+
+
+def _run(graph: Any, inputs: np.ndarray) -> np.ndarray:
+  import onnxruntime
+
+  session = onnxruntime.InferenceSession(
+    graph.SerializeToString(), providers=["CPUExecutionProvider"]
+  )
+  return np.asarray(session.run(None, {"inputs": inputs})[0])
+
+
+def _rule(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+  """Does what an equation says, in a form that jax2onnx takes."""
+  keys = eqn.params
+  match eqn.primitive.name:
+    case "platform_index":
+      return [jnp.int32(0)]
+    case "cond" if keys.get("branches_platforms"):
+      branch = keys["branches"][keys["branches_platforms"].index(None)]
+      return walk(branch.jaxpr, branch.consts, values[1:], _rule)
+    case "reduce_window_max":
+      return [_pooled(values[0], keys)]
+    case "cummax" if jnp.issubdtype(values[0].dtype, jnp.integer):
+      (found,) = bind(eqn, [values[0].astype(jnp.float32)])
+      return [found.astype(values[0].dtype)]
+  return bind(eqn, values)
+
+
+def _pooled(x: Any, keys: Any) -> Any:
+  """Returns the maxima over windows that lie side by side."""
+  window, padding = keys["window_dimensions"], keys["padding"]
+  if window != keys["window_strides"] or any(map(any, padding)):
+    raise NotImplementedError(
+      f"maxima over windows {window}, with strides {keys['window_strides']} "
+      f"and padding {padding}"
+    )
+  parts = [n for size, own in zip(x.shape, window, strict=True)
+           for n in (size // own, own)]  # fmt: skip
+  return lax.reduce_max(lax.reshape(x, parts), range(1, len(parts), 2))
