@@ -186,6 +186,8 @@ SECTIONS: dict[str, Any] = {
     "metric": Key("accuracy", TEXT),  # what the verdict is about
     "batch_size": Key(1024, integer(1, MOST_ROWS)),
     "bins": Key(15, integer(2, 10_000)),
+    # What a smaller or faster student may lose of the metric, in its unit.
+    "margin": Key(0.01, number(above=0)),
     # Biases shifted, chosen on validation.
     "shift_classes": Key((), integers(0)),
     # What decoders write after the test prompts, greedily.

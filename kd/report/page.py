@@ -13,7 +13,7 @@ from typing import Any
 
 from kd import files
 from kd.errors import UserError, why
-from kd.report import curves, html, markdown, sections, style
+from kd.report import curves, html, markdown, pareto, sections, style
 from kd.report.blocks import Block
 from kd.report.source import Section, Source
 
@@ -23,7 +23,7 @@ SECTIONS: tuple[Section, ...] = (
   sections.arms,
   sections.curves,
   sections.signal,
-  sections.cost,
+  pareto.section,
   sections.calibration,
   sections.words,
   sections.provenance,

@@ -7,7 +7,7 @@ level; here these are a level down.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kd.evaluate import registry
@@ -15,6 +15,7 @@ from kd.evaluate.design import Design
 from kd.report import (
   evidence,
   figures,
+  pareto,
   results_table,
   sentences,
   tables,
@@ -22,7 +23,7 @@ from kd.report import (
   written,
 )
 from kd.report.blocks import Block, Code, Details, Heading, Table, Text
-from kd.report.source import Source
+from kd.report.source import Source, below
 
 
 def verdict(source: Source) -> list[Block]:
@@ -32,7 +33,8 @@ def verdict(source: Source) -> list[Block]:
   blocks: list[Block] = [Heading(str(results["study"]), 1)]
   if question:
     blocks.append(Text(str(question).strip(), "question"))
-  return [*blocks, Text("\n\n".join(sentences.verdict(results)), "verdict")]
+  said = sentences.verdict(results, [pareto.sentence(source)])
+  return [*blocks, Text("\n\n".join(said), "verdict")]
 
 
 def arms(source: Source) -> list[Block]:
@@ -63,14 +65,6 @@ def arms(source: Source) -> list[Block]:
     Text(sentences.how_tested(results), "note"),
     *_differences(source),
     *below(parts),
-  ]
-
-
-def below(blocks: Sequence[Block]) -> list[Block]:
-  """Puts headings a level down."""
-  return [
-    Heading(b.text, b.level + 1) if isinstance(b, Heading) else b
-    for b in blocks
   ]
 
 
@@ -127,11 +121,6 @@ def signal(source: Source) -> list[Block]:
     *tables.signal_tables(source.results),
     *below(written.budget_table(source.results, source.look)),
   ]
-
-
-def cost(source: Source) -> list[Block]:
-  """Sets the models' sizes and times side by side."""
-  return tables.cost_tables(source.results)
 
 
 def calibration(source: Source) -> list[Block]:

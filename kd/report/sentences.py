@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kd.evaluate import registry
@@ -28,8 +28,14 @@ _VARIED = {"split": "splits", "teacher": "teachers", "signal": "draws"}
 _FIXED = {"split": "split and test set", "signal": "draw of the signal"}
 
 
-def verdict(results: Mapping[str, Any]) -> list[str]:
+def verdict(
+  results: Mapping[str, Any], further: Iterable[str] = ()
+) -> list[str]:
   """Says what `verdicts.judge` found, and what the study warns of.
+
+  Args:
+    results: what results.json holds.
+    further: what else was found, said before the warnings; '' is nothing.
 
   Returns:
     Paragraphs, in the dialect of kd.report.blocks; the first is the verdict, of
@@ -38,6 +44,7 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
   said = []
   for v in verdicts.judge(results):
     said += _stratum(results, v)
+  said += filter(None, further)
   return said + [f"**Mind:** {text}" for text in results.get("warnings", ())]
 
 

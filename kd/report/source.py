@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from kd.report import style
-from kd.report.blocks import Block, Picture
+from kd.report.blocks import Block, Heading, Picture
 from kd.report.curves import Curve
 
 
@@ -72,6 +72,14 @@ class Source:
     (self.folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     (self.folder / f"{name}.png").write_bytes(style.to_png(fig))
     return [Picture(name, alt, caption, svg)]
+
+
+def below(blocks: Sequence[Block]) -> list[Block]:
+  """Puts headings a level down, as parts of a section."""
+  return [
+    Heading(b.text, b.level + 1) if isinstance(b, Heading) else b
+    for b in blocks
+  ]
 
 
 Section = Callable[[Source], Sequence[Block]]

@@ -125,6 +125,22 @@ def number(
   return text.replace("-", MINUS)
 
 
+def amount(value: float, metric: str) -> str:
+  """Writes bytes or seconds with three digits, in a unit of their size.
+
+  >>> amount(31_250.0, "bytes"), amount(0.00042, "latency_seconds")
+  ('31.2 kB', '420 µs')
+  """
+  unit, steps = ("s", "nµm") if registry.is_seconds(metric) else ("B", "kMG")
+  names = [*steps, ""] if unit == "s" else ["", *steps]
+  least = -9 if unit == "s" else 0
+  size = math.floor(math.log10(value) / 3 + 1e-9) if value > 0 else least // 3
+  at = min(max(size - least // 3, 0), len(names) - 1)
+  scaled = value / 10.0 ** (3 * at + least)
+  text = f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.3g}"
+  return f"{text} {names[at]}{unit}"
+
+
 def decimals(
   spreads: Sequence[float | None], metric: str, most: int = 5
 ) -> int:

@@ -178,6 +178,51 @@ def synthetic(
   return results, config, lines
 
 
+def measured(results, sizes, seed=1):
+  """Gives the arms of `synthetic` what their models ask of a device.
+
+  Args:
+    results: of `synthetic`, changed in place.
+    sizes: arm -> bytes of its folder; times and memory follow them.
+    seed: of the times' noise.
+  """
+  rng, seeds = np.random.default_rng(seed), len(results["seeds"])
+  design = Design.of(results)
+  for arm, entry in results["arms"].items():
+    size = float(sizes[arm])
+    slower = 1.3 if "int4" in arm else 1.0
+    asked = {
+      "bytes": np.full(seeds, size),
+      "parameters": np.full(seeds, size / 4),
+      "peak_bytes": np.full(seeds, 1.5 * size + 2e5),
+      "latency_seconds": slower * size * 1e-9 * rng.uniform(0.9, 1.2, seeds),
+      "throughput_seconds": size * 1e-10 * rng.uniform(0.95, 1.1, seeds),
+    }
+    values = {arm: {m: v.tolist() for m, v in asked.items()}}
+    made, _ = stats.summarise(values, {arm: None}, design=design)
+    entry["metrics"] |= made[arm]
+
+
+def compressed(arms=30, seeds=5, **options):
+  """Makes a study of arms that differ in size: plain, quantized and pruned."""
+  steps = ("", " int8", " int4", " pruned 50 %", " pruned 50 % int8")
+  names = [
+    f"{taught}{step}"
+    for taught in ("hard", "soft", "rank", "dkd", "dist", "list_net")
+    for step in steps
+  ][:arms]
+  rng = np.random.default_rng(2)
+  loss = dict(zip(steps, (0, 0.004, 0.009, 0.006, 0.015), strict=True))
+  share = dict(zip(steps, (1, 0.26, 0.14, 0.5, 0.13), strict=True))
+  of = {n: next(s for s in reversed(steps) if n.endswith(s)) for n in names}
+  gains = {
+    n: EIGHT[n.split()[0]] - loss[of[n]] - 0.002 * rng.uniform() for n in names
+  }
+  study = synthetic(gains, seeds=seeds, **options)
+  measured(study[0], {n: 1.2e6 * share[of[n]] for n in names})
+  return study
+
+
 def _reliability(rng, tilt, seeds):
   edges = (np.arange(BINS) + 0.5) / BINS
   count = np.round(360 * seeds * edges**6 / np.sum(edges**6)).astype(int)
