@@ -30,18 +30,13 @@ LARGEST = 1e-4  # difference of probabilities
 
 
 def write(
-  made: Program,
-  inputs: np.ndarray,
-  logits: np.ndarray,
-  here: np.ndarray,
-  path: str,
+  made: Program, inputs: np.ndarray, logits: np.ndarray, path: str
 ) -> dict[str, Any]:
   """Writes a file that onnxruntime agrees with, or none.
 
   Args:
     made: the program.
-    inputs, logits: some, and what their logits are to be.
-    here: where that is known, bool of logits less their last axis.
+    inputs, logits: some, and the study's logits of them.
     path: of the file.
 
   Returns:
@@ -58,7 +53,7 @@ def write(
     found = _run(graph, inputs)
   except Exception as error:  # a converter fails in any way
     return _none(f"jax2onnx or onnxruntime could not take it: {why(error)}")
-  difference = largest_difference(found[here], logits[here])
+  difference = largest_difference(found, logits)
   if not difference <= LARGEST:
     return _none(
       f"onnxruntime's probabilities differ by {difference:.2g}, more than "

@@ -142,7 +142,7 @@ def _data(results, about, arm) -> list[str]:
     )
     if signal.get(key) is not None
   ]
-  said.append(f"Examples: {', '.join(sizes)}.")
+  said += [f"Examples: {', '.join(sizes)}."] if sizes else []
   if _is_trained(arm):
     said.append(_transfer_set(about, arm))
   if isinstance(about["classes"], list):

@@ -85,19 +85,21 @@ def write(
   about = _about(run, registry.selection(results["metric"]))
   about["study"]["fingerprint"] = workdir.fingerprint(settings)
   made = _program(run)
-  standalone.write(made, about, str(scratch))
-  about = files.read_json(str(scratch / standalone.ABOUT), "description")
-  about |= _checked(run, made, scratch)
-  files.write_json(str(scratch / standalone.ABOUT), about)
-  if run.task.tokens is not None:
-    run.task.tokens.tokenizer.save(str(scratch))
-  text = card.write(results, {**kept, "config": settings}, about)
-  files.write_text(str(scratch / "README.md"), text)
   try:
+    standalone.write(made, about, str(scratch))
+    about = files.read_json(str(scratch / standalone.ABOUT), "description")
+    about |= _checked(run, made, scratch)
+    files.write_json(str(scratch / standalone.ABOUT), about)
+    if run.task.tokens is not None:
+      run.task.tokens.tokenizer.save(str(scratch))
+    text = card.write(results, {**kept, "config": settings}, about)
+    files.write_text(str(scratch / "README.md"), text)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)
   except OSError as error:
     raise UserError(f"{target}: cannot be written ({why(error)})") from error
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
   return str(target)
 
 
@@ -198,9 +200,9 @@ def _checked(
   Raises:
     UserError: the probabilities differ by more than LARGEST.
   """
-  inputs, logits, here = _asked(run)
+  inputs, logits = _asked(run)
   found = predict.Model(folder).logits(inputs)
-  difference = onnx_graph.largest_difference(found[here], logits[here])
+  difference = onnx_graph.largest_difference(found, logits)
   if not difference <= LARGEST:
     raise UserError(
       f"--arm={run.arm}: the exported program's probabilities differ from the "
@@ -214,30 +216,30 @@ def _checked(
       "rows": len(inputs),
       "largest_difference": {
         "probabilities": difference,
-        "logits": float(np.abs(found - logits)[here].max()),
+        "logits": float(np.abs(found - logits).max()),
       },
       "lowered_for": list(standalone.PLATFORMS),
       "compiled_and_run_on": [platform],
     },
-    "onnx": onnx_graph.write(made, inputs, logits, here, path),
+    "onnx": onnx_graph.write(made, inputs, logits, path),
   }
 
 
-def _asked(run: Finished) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns inputs of the program, the study's logits, and where both are of
-  the same: of tokens, in the first document of each row."""
+def _asked(run: Finished) -> tuple[np.ndarray, np.ndarray]:
+  """Returns inputs of the program, and what the study's says of them: rows of
+  tokens are one document each, to both."""
   task, test = run.task, run.task.test
   each = task.positions * task.num_classes
-  count = max(1, min(ROWS, test.filled, LOGITS // each))
+  # One batch of the study's: in bfloat16 the size of a batch changes more.
+  batch = run.settings["evaluate"]["batch_size"]
+  count = min(ROWS, batch, test.filled, max(1, LOGITS // each))
   x = test.read(np.arange(count))
-  forward = functional.forward(
-    run.student, task.signature, run.settings["evaluate"]["batch_size"]
-  )
-  z = np.asarray(forward(run.weights, x))
+  forward = functional.forward(run.student, task.signature, batch)
   if task.tokens is None:
-    return x, z, np.ones(count, bool)
-  ids, first = x[:, -1 if x.shape[1] == 3 else 0], x[:, 1] == 1
-  return np.ascontiguousarray(ids), z.reshape(*ids.shape, -1), first
+    return x, np.asarray(forward(run.weights, x))
+  x[:, 1] = 1
+  ids = np.ascontiguousarray(x[:, 0 if x.shape[1] == 2 else 2])
+  return ids, np.asarray(forward(run.weights, x)).reshape(*ids.shape, -1)
 
 
 def hugging_face(run: Finished, out: str) -> None:

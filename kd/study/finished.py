@@ -80,7 +80,9 @@ def read(
   trained = made.trained(every)
   leader = made.leaders(every)[arm] or next(iter(trained))
   asks = answers.is_black_box(settings["teacher"])
-  groups = students.bind(arms.group(trained, black_box=asks), of.settings, task)
+  writes = answers.writes(settings)
+  groups = arms.group(trained, black_box=asks, writes=writes)
+  groups = students.bind(groups, of.settings, task)
   (group,) = (g for g in groups if leader in g.names)
   teacher = None
   if made.is_made(every[arm]) or (group.start and "folder" not in group.start):

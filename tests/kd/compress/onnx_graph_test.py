@@ -19,8 +19,7 @@ class OnnxTest(parameterized.TestCase):
     folder = self.enterContext(tempfile.TemporaryDirectory())
     self.path = os.path.join(folder, "model.onnx")
     logits = logits + changes.get("error", 0.0) * np.arange(logits.shape[-1])
-    here = np.ones(logits.shape[:-1], bool)
-    about = onnx_graph.write(program, inputs, logits, here, self.path)
+    about = onnx_graph.write(program, inputs, logits, self.path)
     return about, inputs, logits
 
   @parameterized.parameters(*CASES)

@@ -68,6 +68,10 @@ class InstructTest(absltest.TestCase):
       for name, arm in results["arms"].items()
     }
     self.assertLen({*losses.values()}, len(losses))  # each learned its own
+    folder = study.write_export(config, os.path.join(parent, "workdir"))
+    about = json.loads(pathlib.Path(folder, "model.json").read_text())
+    self.assertEqual(about["model"]["dtype"], "bfloat16")  # as it was published
+    self.assertEqual(about["checked"]["compiled_and_run_on"], ["cpu"])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 
 from kd import config, models, study
+from kd.compress import predict
 from kd.data import registry, tfds_task, tokenizers
 from kd.errors import UserError
 from kd.models.decoder import Decoder
@@ -130,6 +131,9 @@ class ReviewsTest(parameterized.TestCase):
     self.assertLess(tokens["hard"], tokens["rank"])
     self.assertEqual(results["signal"]["funnels"]["sure"][0]["in"], 6)
     self.assertTrue(os.path.exists(workdir / "report.md"))
+    folder = study.write_export(c, str(workdir), arm="kd")
+    found = predict.Model(folder).logits(np.zeros((1, 24), np.int32))
+    self.assertEqual(found.shape, (1, 24, 257))
 
   def test_draws_are_of_the_distribution(self):
     task = registry.load(settings("").task.to_dict())
