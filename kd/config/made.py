@@ -30,7 +30,14 @@ class Made:
   words: str
 
 
-MADE: dict[str, Made] = {"teacher": Made({}, "the teacher itself")}
+MADE: dict[str, Made] = {
+  "teacher": Made({}, "the teacher itself"),
+  # `of` answers, and where it is unsure the teacher does (kd.evaluate.cascade).
+  "cascade": Made(
+    {"of": rules.TEXT, "margin": rules.number(low=0, high=1)},
+    "{of}, and the teacher where it is unsure (margin {margin})",
+  ),
+}
 
 
 def is_made(arm: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from kd.config import contrasts, rules, sections, sweeps
+from kd.config import contrasts, costs, rules, sections, sweeps
 from kd.config.sections import IN_ARMS, IN_ARMS_TRAIN, SECTIONS
 from kd.errors import UserError
 
@@ -41,6 +41,7 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
       raise UserError(f"{key} is missing from the config")
     sections.check_section(key, key, tree[key])
     tree[key] = sections.normal(key, tree[key])
+  costs.check(tree["cost"], tree["evaluate"]["measure"])
   for section in ("arms", "filters"):
     seen: dict[str, str] = {}
     for name in tree[section]:

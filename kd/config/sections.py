@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kd.config import rules
+from kd.config.costs import COST
 from kd.config.rules import (
   FLAG,
   NAME,
@@ -188,6 +189,8 @@ SECTIONS: dict[str, Any] = {
     "bins": Key(15, integer(2, 10_000)),
     # What a smaller or faster student may lose of the metric, in its unit.
     "margin": Key(0.01, number(above=0)),
+    # What each arm takes to ask: bytes, memory, seconds.
+    "measure": Key(False, FLAG),
     # Biases shifted, chosen on validation.
     "shift_classes": Key((), integers(0)),
     # What decoders write after the test prompts, greedily.
@@ -202,6 +205,7 @@ SECTIONS: dict[str, Any] = {
       "shown": Key(4, integer(0, 100)),  # prompts in the report
     },
   },
+  "cost": COST,
   "mesh": {"seeds": Key(1, integer(1))},  # devices that share the seeds
   # What an exported model's card says; "" is not stated.
   "licence": {

@@ -192,8 +192,9 @@ METRICS: dict[str, Metric] = {
     "agreement of words",
     lambda text, of: text.agreement(of.written, of.teacher),
   ),
-  # Not of a run's logits: a choice made on validation, and what a black box
+  # Not of a run's logits: choices made on validation, and what a black box
   # answered.
+  "deferred": Metric("handed on", PERCENT, shown="table"),
   "bias_shift": Metric("bias shift", NATS),
   "coverage": Metric("coverage", PERCENT, +1),
 }

@@ -65,7 +65,7 @@ def check(
         f"{', '.join([*OBJECTIVES, *made.MADE])}, or a sum such as 'hard + "
         "soft'"
       )
-  own = _own(arm)
+  own = loss_keys(arm)
   if len(names) == 1:
     keys = {**own, "weight": 1.0}
     return [_term(path, names[0], keys, arm, black_box, writes)]
@@ -116,6 +116,24 @@ def reads(name: str, static: Mapping[str, Any]) -> list[str]:
   return OBJECTIVES[name].reads.format(**static).split()
 
 
+def parts(arm: Mapping[str, Any]) -> set[str]:
+  """Returns all parts of a signal that an arm's loss reads.
+
+  Args:
+    arm: one that `check` accepted.
+
+  >>> parts({"objective": "hard", "target": "truth"})
+  {'truth'}
+  """
+  names, keys = _names(arm), loss_keys(arm)
+  of_each = [keys] if len(names) == 1 else [keys[name] for name in names]
+  return {
+    part
+    for name, of in zip(names, of_each, strict=True)
+    for part in reads(name, of)
+  }
+
+
 def words(arm: Mapping[str, Any]) -> str:
   """Says an arm's loss, a single objective or a weighted sum.
 
@@ -138,7 +156,7 @@ def words(arm: Mapping[str, Any]) -> str:
   ... )
   "0.1 x cross-entropy on true labels + 0.9 x order of the teacher's top 3"
   """
-  names, own = _names(arm), _own(arm)
+  names, own = _names(arm), loss_keys(arm)
   if len(names) == 1:
     return _words(names[0], own)
   return " + ".join(
@@ -151,7 +169,7 @@ def _names(arm: Mapping[str, Any]) -> list[str]:
   return [part.strip() for part in str(arm["objective"]).split("+")]
 
 
-def _own(arm: Mapping[str, Any]) -> dict[str, Any]:
+def loss_keys(arm: Mapping[str, Any]) -> dict[str, Any]:
   """Returns an arm's keys of the loss: the rest is how it trains."""
   others = ("objective", "baseline", "overrides", *sections.IN_ARMS)
   return {k: v for k, v in arm.items() if k not in others}

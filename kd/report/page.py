@@ -13,7 +13,16 @@ from typing import Any
 
 from kd import files
 from kd.errors import UserError, why
-from kd.report import curves, html, markdown, pareto, sections, style
+from kd.report import (
+  cascade,
+  cost,
+  curves,
+  html,
+  markdown,
+  pareto,
+  sections,
+  style,
+)
 from kd.report.blocks import Block
 from kd.report.source import Section, Source
 
@@ -24,6 +33,8 @@ SECTIONS: tuple[Section, ...] = (
   sections.curves,
   sections.signal,
   pareto.section,
+  cost.section,
+  cascade.section,
   sections.calibration,
   sections.words,
   sections.provenance,

@@ -22,6 +22,8 @@ from kd import files
 from kd.errors import UserError
 from kd.evaluate import registry
 from kd.report import (
+  cascade,
+  cost,
   evidence,
   markdown,
   page,
@@ -44,8 +46,12 @@ def kept(metric: str, results: dict) -> bool:
 
 def figures_of(results: dict) -> list[str]:
   """Returns the figures that are kept, without their ending."""
-  omits = results_table.omitted_classes(results)
-  return ["differences", *(["recall"] if omits else [])]
+  has = {
+    "recall": results_table.omitted_classes(results),
+    "break_even": results["provenance"].get("cost"),
+    "cascades": results.get("cascades"),
+  }
+  return ["differences", *(name for name, found in has.items() if found)]
 
 
 def small(results: dict) -> dict:
@@ -86,6 +92,8 @@ def table(results: dict, words: Mapping[str, str]) -> str:
     *tables.variant_tables(results, look),
     *tables.teacher_table(results),
     *tables.cost_tables(results),
+    *cost.tables(results),
+    *cascade.tables(results),
     Text(
       f"Evidence: {made['evidence']}, on {made['device']} ({made['host']}), "
       f"{seconds:.0f} s, jax {made['versions']['jax']}, commit "

@@ -21,7 +21,7 @@ def run(
     folder: the workdir; None is runs/STUDY-HASH.
     phase: "P" runs up to phase P, "P:" from it on, "P:Q" from P to Q; "" runs
       all. Phases before the first must have been run. From "evaluate:" on, the
-      `evaluate` section may differ from the one of the training.
+      sections `evaluate` and `cost` may differ from the one of the training.
 
   Returns:
     What is in results.json (docs/results.md), or None where the phases end

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kd.config import made
-from kd.evaluate import registry, stats
+from kd.evaluate import cascade, registry, stats
 from kd.evaluate.design import Design
 from kd.evaluate.scores import Scored
 
@@ -28,6 +28,7 @@ class Outcome:
     groups: [N], which test examples belong together; or None.
     bought: {arm: the teacher's tokens that it costs}, of tasks of tokens.
     written: of a few test prompts, everybody's words.
+    cascades: {arm: each run's curve}, of those that are cascades.
   """
 
   seeds: Sequence[int]
@@ -41,6 +42,9 @@ class Outcome:
   groups: np.ndarray | None
   bought: Mapping[str, float] = dataclasses.field(default_factory=dict)
   written: Sequence[Mapping[str, Any]] = ()
+  cascades: Mapping[str, Sequence[cascade.Curve | None]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def results(
@@ -108,6 +112,7 @@ def results(
         },
         "reliability": _pooled([s.arms[name].reliability for s in scored]),
         "metrics": summary[name],
+        **_versus_teacher(summary[name].get(metric), scored, metric, facts),
         **(
           {"teacher_tokens": _mean([s.bought[name] for s in scored])}
           if first.bought
@@ -118,7 +123,47 @@ def results(
     },
     **({"contrasts": contrasts} if contrasts else {}),
     **({"written": list(first.written)} if first.written else {}),
+    **_cascades(arms, scored, facts),
   }
+
+
+def _cascades(
+  arms: Mapping[str, Mapping[str, Any]],
+  scored: Sequence[Outcome],
+  facts: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Returns what cascades chose and their curves, where there are any."""
+  found = {
+    name: cascade.summary(
+      [curve for one in scored for curve in one.cascades[name]],
+      arms[name]["of"],
+      arms[name]["margin"],
+      Design.of(facts),
+    )
+    for name in scored[0].cascades
+  }
+  return {"cascades": found} if found else {}
+
+
+def _versus_teacher(
+  entry: Mapping[str, Any] | None,
+  scored: Sequence[Outcome],
+  metric: str,
+  facts: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Returns how far an arm is from its teacher on the primary metric, paired
+  with the teacher of each run's replicate; nothing where it has no value."""
+  plain = metric.removesuffix("_best").removesuffix("_shifted")
+  if entry is None or any(plain not in s.teacher for s in scored):
+    return {}
+  found = stats.compare(
+    entry["values"],
+    [s.teacher[plain] for s in scored for _ in s.seeds],
+    design=Design.of(facts),
+    worth=entry["worth"],
+  )
+  said = {k: v for k, v in dataclasses.asdict(found).items() if k != "p"}
+  return {"versus_teacher": said}
 
 
 def _strata(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

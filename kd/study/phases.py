@@ -23,7 +23,7 @@ from kd.data import token_task
 from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
-from kd.evaluate import verdict
+from kd.evaluate import prices, verdict
 from kd.report import page
 from kd.study import (
   check,
@@ -205,6 +205,9 @@ class _Study:
     if warnings := [*warnings, *verdict.warnings(results)]:
       results["warnings"] = warnings
     results["provenance"] = self._provenance() | {"latency_seconds": times}
+    if (cost := self.settings["cost"])["requests"]:
+      spent = prices.of(results, cost, self.clock.seconds)
+      results["provenance"]["cost"] = spent
     files.write_json(os.path.join(self.folder, "results.json"), results)
     if last < PHASES.index("report"):
       return files.read_json(os.path.join(self.folder, "results.json"), "")

@@ -12,7 +12,7 @@ from absl import logging
 from kd.config import made
 from kd.data.task import Task
 from kd.errors import out_of_memory
-from kd.evaluate import cost, registry, scores, written
+from kd.evaluate import cascade, cost, registry, scores, written
 from kd.study import students, transfer_sets, tune, untrained, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
@@ -185,19 +185,21 @@ class Runs:
     options = self.of.settings["evaluate"]
     said, teacher_scores, teacher_bins = self._judge_teacher()
     scored: dict[str, scores.Scored] = {}
+    curves: dict[str, list[cascade.Curve | None]] = {}
     test = scores.Test.of(self.task.test, said)
-    for group in groups:
-      for name in group.names:
-        scored[name] = scores.arm(
-          group,
-          states[name],
-          self.task,
-          test,
-          batch=self._batch,
-          bins=options["bins"],
-          shift_classes=options["shift_classes"],
-          metric=options["metric"],
+    keys: dict[str, Any] = {k: options[k] for k in ("bins", "metric")}
+    keys["batch"] = self._batch
+    for name, group in ((n, g) for g in groups for n in g.names):
+      of = group, states[name], self.task, test
+      arm = self.of.settings["arms"][name]
+      if arm["objective"] == "cascade":
+        scored[name], curves[name] = cascade.arm(
+          *of, self._of_teacher, margin=arm["margin"], **keys
         )
+        continue
+      scored[name] = scores.arm(
+        *of, shift_classes=options["shift_classes"], **keys
+      )
     shown: list[dict[str, Any]] = []
     groups_of_test = self.task.test_groups
     if options["generate"]["prompts"]:
@@ -217,6 +219,7 @@ class Runs:
       groups=groups_of_test,
       bought=self.bought,
       written=shown,
+      cascades=curves,
     )
 
   def _generate(
@@ -282,6 +285,31 @@ class Runs:
     bins, classes = self.of.settings["evaluate"]["bins"], self.task.num_classes
     found = scores.teacher(each, self._labels, bins=bins, num_classes=classes)
     return said, *found
+
+  @functools.cached_property
+  def _of_teacher(self) -> dict[str, scores.Each]:
+    """How the teacher's own answers are judged, of validation and test."""
+    if isinstance(self.box, black_box.BlackBox):
+      answers_of = self.box.test
+      right = np.where(answers_of >= 0, answers_of == self._labels, np.nan)
+      # The labels of validation are its own answers.
+      held = np.ones(len(self.task.validation))
+      return {"validation": {"accuracy": held}, "test": {"accuracy": right}}
+    assert self.teacher is not None
+    return {
+      name: self.teacher.ask(
+        split,
+        np.arange(len(split)),
+        self.task,
+        self._batch,
+        scores.judge,
+        [split.labels()],
+      )
+      for name, split in (
+        ("validation", self.task.validation),
+        ("test", self.task.test),
+      )
+    }
 
   def cost(
     self, groups: Sequence[arms.Group], states: States

@@ -45,11 +45,33 @@ def check(settings: Mapping[str, Any]) -> None:
         f"{path}.{section} = {arm['overrides'][section]}: expected none, since "
         f"objective = {arm['objective']!r} trains nothing"
       )
-    if answers.is_black_box(settings["teacher"]):
+    if arm["objective"] == "cascade":
+      _check_cascade(path, arm, settings)
+    elif answers.is_black_box(settings["teacher"]):
       raise UserError(
         f"{path}.objective = {arm['objective']!r}: the teacher is a black box; "
         "expected a teacher that is a model"
       )
+
+
+def _check_cascade(
+  path: str, arm: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+  others = [
+    name
+    for name, other in settings["arms"].items()
+    if other["objective"] not in ("cascade", "teacher")
+  ]
+  if arm["of"] not in others:
+    raise UserError(
+      f"{path}.of = {arm['of']!r}: expected the arm that answers first, one of "
+      f"{', '.join(others)}"
+    )
+  if settings["task"]["tokens"]["length"]:
+    raise UserError(
+      f"{path}.objective = 'cascade': hands on whole examples, and a task of "
+      "tokens has positions; expected task.tokens.length = 0"
+    )
 
 
 def check_task(settings: Mapping[str, Any], task: Task) -> None:
@@ -59,7 +81,9 @@ def check_task(settings: Mapping[str, Any], task: Task) -> None:
     UserError: naming the key.
   """
   for name, arm in settings["arms"].items():
-    if made.is_made(arm) and model.is_prompted(settings["teacher"], task):
+    if arm["objective"] == "teacher" and model.is_prompted(
+      settings["teacher"], task
+    ):
       raise UserError(
         f"arms.{name}.objective = {arm['objective']!r}: a teacher that reads "
         "texts in a prompt of its own reads nothing that students do; expected "
@@ -83,7 +107,10 @@ def extended(
   trained = {name: group for group in groups for name in group.names}
   runs = len(next(iter(states.values())).diverged)
   every, found = list(groups), {}
-  for name, leader in made.leaders(settings["arms"]).items():
+  leaders = made.leaders(settings["arms"])
+  for name, arm in settings["arms"].items():
+    # The model of a cascade is the one that answers first.
+    leader = leaders[arm["of"] if arm["objective"] == "cascade" else name]
     if leader is None:
       assert teacher is not None  # `check` sees to it
       every.append(untrained(name, teacher.model))

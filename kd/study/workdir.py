@@ -55,8 +55,9 @@ def claim(
     workdir: created if needed.
     config: the resolved config; a folder that holds another is refused.
     need_bytes: how much the study will write at most.
-    again: whether its evaluation is done again: then the section `evaluate`
-      and `contrasts` may differ from the folder's, whose config takes them.
+    again: whether its evaluation is done again: then the sections `evaluate`
+      and `cost` and `contrasts` may differ from the folder's, whose config
+      takes them.
 
   Raises:
     UserError: the folder can't be written, has too little room, holds another
@@ -98,7 +99,7 @@ def claim(
 def said(arm: Mapping[str, Any]) -> str:
   """Says what an arm trains on, or is made of."""
   if made.is_made(arm):
-    return made.MADE[arm["objective"]].words
+    return made.MADE[arm["objective"]].words.format(**arm)
   return terms.words(arm)
 
 
@@ -194,7 +195,7 @@ def of_the_same(
   path: str, config: Mapping[str, Any], again: bool = False
 ) -> Mapping[str, Any]:
   """Returns what config.json holds, which may differ in WORDS, and in
-  `evaluate` and `contrasts` where the evaluation is done again.
+  `evaluate`, `cost` and `contrasts` where the evaluation is done again.
 
   Raises:
     UserError: it is of another study, or no config.
@@ -210,9 +211,8 @@ def of_the_same(
     for c in (config, found["config"])
   )
   keys = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
-  other = [
-    k for k in keys if not k.startswith("evaluate.") and k != "contrasts"
-  ]
+  free = ("evaluate", "cost", "contrasts")
+  other = [k for k in keys if k.partition(".")[0] not in free]
   if other or (keys and not again):
     key = (other or keys)[0]
     mend = "" if other else ", or --phase=evaluate: to evaluate it again"

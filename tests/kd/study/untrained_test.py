@@ -1,8 +1,9 @@
-"""Arms that share a training, or have none, in a study."""
+"""Arms that share a training, or have none, in a study, and what arms cost."""
 
 import pathlib
 import tempfile
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from kd import config, study
@@ -20,7 +21,11 @@ def tuned():
     hard=small.HARD,
     teacher=TEACHER,
     soft_again=dict(small.SOFT, baseline="hard"),
+    whole=dict(objective="cascade", of="soft", margin=1.0),
+    careful=dict(objective="cascade", of="hard", margin=0.0),
   )
+  made.cost.requests = 100.0
+  made.cost.teacher.call = 0.5
   made.train.steps = 20
   made.tune = dict(budget=2, space=dict(temperature=(1.0, 4.0)))
   return made
@@ -55,6 +60,41 @@ class StudyTest(absltest.TestCase):
     self.assertEqual(tune["choices"]["soft_again"], tune["choices"]["soft"])
     self.assertNotIn("teacher", tune["choices"])
 
+  def test_a_cascade_is_its_student_or_its_teacher(self):
+    arms = self.results["arms"]
+    of = lambda arm, m: arms[arm]["metrics"][m]["values"]
+    self.assertEqual(of("whole", "deferred"), [0.0, 0.0])
+    self.assertEqual(of("whole", "nll"), of("soft", "nll"))
+    found = self.results["cascades"]["careful"]
+    self.assertEqual((found["of"], found["margin"]), ("hard", 0.0))
+    curve = found["curve"]
+    ends = [
+      np.mean(of("hard", "accuracy")),
+      self.results["teacher"]["accuracy"],
+    ]
+    np.testing.assert_allclose([curve["accuracy"][i] for i in (0, -1)], ends)
+    shares = of("careful", "deferred")
+    for share, own, first in zip(
+      shares, of("careful", "agreement"), of("hard", "agreement"), strict=True
+    ):
+      self.assertBetween(share, 0.01, 1.0)
+      self.assertGreater(own, first)
+
+  def test_a_cascade_costs_the_share_that_it_hands_on(self):
+    cost = self.results["provenance"]["cost"]
+    share = np.mean(
+      self.results["arms"]["careful"]["metrics"]["deferred"]["values"]
+    )
+    requests = {a: x["request"]["value"] for a, x in cost["arms"].items()}
+    self.assertAlmostEqual(requests["careful"], 0.5 * share)
+    self.assertEqual(requests["soft"], 0.0)
+    self.assertEqual(requests["teacher"], 0.0)  # on one's own hardware
+    versus = self.results["arms"]["teacher"]["versus_teacher"]
+    self.assertAlmostEqual(versus["difference"], 0.0, places=6)
+    text = pathlib.Path(self.workdir, "report.md").read_text()
+    for heading in ("## Break-even", "## Cascades"):
+      self.assertIn(heading, text)
+
   def test_the_report_tells_of_all(self):
     text = pathlib.Path(self.workdir, "report.md").read_text()
     self.assertIn("the teacher itself", text)
@@ -75,6 +115,14 @@ class RefusedTest(parameterized.TestCase):
     (
       dict(a=small.SOFT, b=dict(objective="teacher + soft")),
       "arms.b.objective = 'teacher . soft': expected one of",
+    ),
+    (
+      dict(a=small.SOFT, b=dict(objective="cascade", of="c", margin=0.1)),
+      "arms.b.of = 'c': expected the arm that answers first, one of a",
+    ),
+    (
+      dict(a=small.SOFT, b=dict(objective="cascade", of="a", margin=-0.1)),
+      "arms.b.margin = -0.1: expected a number >= 0",
     ),
   )
   def test_what_is_refused(self, arms, message):
