@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -32,10 +32,7 @@ from jaxtyping import Float
 from kd.evaluate import stats
 
 NEVER = math.inf
-SECONDS = "throughput_seconds"  # of an example, at the best batch
 HOUR = 3600.0
-
-Section = Mapping[str, Any]  # `cost` of a config
 
 
 class Estimate(NamedTuple):
