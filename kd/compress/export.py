@@ -127,15 +127,8 @@ def write(made: Program, about: Mapping[str, Any], folder: str) -> None:
     UserError: it cannot be written.
   """
   out = pathlib.Path(folder)
-  specs = {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    for name, x in made.weights.items()
-  }
-  with _without_paths():
-    lowered = jax.export.export(jax.jit(made.call), platforms=PLATFORMS)(
-      specs, made.spec()
-    )
-  (logits,) = lowered.out_avals
+  whole = lowered(made)
+  (logits,) = whole.out_avals
   about = {
     **about,
     "input": {
@@ -152,13 +145,13 @@ def write(made: Program, about: Mapping[str, Any], folder: str) -> None:
       "file": PROGRAM,
       "of": "jax.export: StableHLO, of ({name: weights}, inputs)",
       "weights": WEIGHTS,
-      "platforms": list(lowered.platforms),
-      "calling_convention": lowered.calling_convention_version,
+      "platforms": list(whole.platforms),
+      "calling_convention": whole.calling_convention_version,
     },
   }
   try:
     out.mkdir(parents=True, exist_ok=True)
-    (out / PROGRAM).write_bytes(lowered.serialize())
+    (out / PROGRAM).write_bytes(whole.serialize())
     save_weights(made.weights, out / WEIGHTS)
     shutil.copy(predict.__file__, out / "predict.py")
     shutil.copytree(
@@ -170,6 +163,17 @@ def write(made: Program, about: Mapping[str, Any], folder: str) -> None:
   except (OSError, safetensors.SafetensorError) as error:
     raise UserError(f"{folder}: cannot be written ({why(error)})") from error
   files.write_json(str(out / ABOUT), about)
+
+
+def lowered(made: Program) -> jax.export.Exported:
+  """Returns a program for PLATFORMS, of any number of inputs."""
+  specs = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(made.weights)
+  )
+  with _without_paths():
+    return jax.export.export(jax.jit(made.call), platforms=PLATFORMS)(
+      specs, made.spec()
+    )
 
 
 @contextlib.contextmanager
