@@ -12,7 +12,14 @@ import numpy as np
 
 from kd.evaluate import registry, stats
 from kd.evaluate.design import Design
-from kd.report import blocks, markdown, results_table, sentences, wording
+from kd.report import (
+  blocks,
+  cost,
+  markdown,
+  results_table,
+  sentences,
+  wording,
+)
 from kd.report.blocks import Block, Bullets, Code, Heading, Table, Text, code
 
 Results = Mapping[str, Any]
@@ -59,6 +66,7 @@ def write(
     *_calibration(results, arm),
     Heading("Outside the task"),
     *_outside(results, study),
+    *_cost(results, study),
     Heading("Not to be used for"),
     Bullets(_limits(results, about, arm)),
     Heading("How it was obtained"),
@@ -289,6 +297,20 @@ def _outside(results, study) -> list[Block]:
   return [Table(caption, columns, rows, left=(0, 1))]
 
 
+def _cost(results, study) -> list[Block]:
+  found = results["provenance"].get("cost")
+  if not found or study["arm"] not in found["arms"]:
+    return []
+  making = found["arms"][study["arm"]]["making"]["total"]
+  return [
+    Heading("Cost"),
+    Text(
+      f"{cost.pays(results, study['arm'])} By the prices that the study was "
+      f"given; made for {making:,.4g} {found['unit']}."
+    ),
+  ]
+
+
 def _limits(results, about, arm) -> list[str]:
   """Says what follows from the numbers, worst first."""
   metrics = arm["metrics"]
@@ -342,7 +364,12 @@ def _limits(results, about, arm) -> list[str]:
       f"Training anew without a look: {len(lost)} of {len(results['seeds'])} "
       "runs of this arm diverged."
     )
-  return said + [f"Mind: {text}" for text in results.get("warnings", ())]
+  name = about["study"]["arm"]
+  return said + [
+    f"Mind: {text}"
+    for text in results.get("warnings", ())
+    if not text.startswith("Arm ") or text.startswith(f"Arm {name},")
+  ]
 
 
 def _left_out(about, arm) -> list[str]:

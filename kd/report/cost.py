@@ -120,23 +120,7 @@ def sentence(results: Results) -> str:
   best = next((v.best for v in verdict.judge(results)), None)
   if best is None or best not in cost["arms"]:
     return "No arm is named, so that nothing is said of when it pays."
-  own = cost["arms"][best]
-  after = Estimate.read(own["payback_months"])
-  traffic = Estimate.read(own["requests_a_month"])
-  text = f"At {cost['requests']:,.0f} requests a month {code(best)} "
-  if math.isinf(after.value):
-    text = f"**{text}never pays for itself.**"
-  else:
-    text = f"**{text}pays for itself after {_number(after.value)} months**"
-    text += f"{_interval(own['payback_months'])}."
-  if math.isinf(traffic.value):
-    text += " No traffic changes that: a request costs no less than before."
-  else:
-    text += (
-      f" Within {cost['months']:g} months it pays from "
-      f"{_number(traffic.value)} requests a month on"
-      f"{_interval(own['requests_a_month'])}."
-    )
+  text = pays(results, best)
   never = [
     arm for arm, x in cost["arms"].items() if x["requests"]["value"] == "never"
   ]
@@ -149,6 +133,29 @@ def sentence(results: Results) -> str:
     text += f" {code(cheap)} costs least, {month} {cost['unit']} a month."
     text += _lost(results, cheap)
   return text
+
+
+def pays(results: Results, arm: str) -> str:
+  """Says when an arm pays, by the prices of the study's config."""
+  cost = results["provenance"]["cost"]
+  own = cost["arms"][arm]
+  after = Estimate.read(own["payback_months"])
+  traffic = Estimate.read(own["requests_a_month"])
+  text = f"At {cost['requests']:,.0f} requests a month {code(arm)} "
+  if math.isinf(after.value):
+    text = f"**{text}never pays for itself.**"
+  else:
+    text = f"**{text}pays for itself after {_number(after.value)} months**"
+    text += f"{_interval(own['payback_months'])}."
+  if math.isinf(traffic.value):
+    return text + (
+      " No traffic changes that: a request costs no less than before."
+    )
+  return text + (
+    f" Within {cost['months']:g} months it pays from "
+    f"{_number(traffic.value)} requests a month on"
+    f"{_interval(own['requests_a_month'])}."
+  )
 
 
 def _lost(results: Results, arm: str) -> str:

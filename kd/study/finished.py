@@ -59,6 +59,12 @@ def read(
     raise UserError(
       f"--arm={arm}: expected one of {', '.join(settings['arms'])}"
     )
+  own = settings["arms"][arm]
+  if own["objective"] == "cascade":
+    raise UserError(
+      f"--arm={arm}: two models, of which the teacher is the second; expected "
+      f"one, such as {own['of']}"
+    )
   planned = replicates.of(settings, workdir)
   seed = planned[0].seeds[0] if seed is None else seed
   of = next((one for one in planned if seed in one.seeds), None)
@@ -85,7 +91,7 @@ def read(
   groups = students.bind(groups, of.settings, task)
   (group,) = (g for g in groups if leader in g.names)
   teacher = None
-  if made.is_made(every[arm]) or (group.start and "folder" not in group.start):
+  if made.is_made(own) or (group.start and "folder" not in group.start):
     kept = os.path.join(of.folder, "teacher")
     teacher = model.obtained(of.settings["teacher"], kept, task)
   setup = Setup(
@@ -96,7 +102,7 @@ def read(
     start=students.Starts(workdir, of.number, task, teacher),
   )
   states = {leader: loop.read(groups, setup, folder, leader)}
-  asked = {leader: every[leader], arm: every[arm]}
+  asked = {leader: every[leader], arm: own}
   groups, states = untrained.extended(
     {**of.settings, "arms": asked}, [group], states, teacher
   )

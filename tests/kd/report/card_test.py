@@ -106,6 +106,29 @@ class CardTest(absltest.TestCase):
     self.assertIn("Texts that people read unchecked", text)
     self.assertNotIn("it always names one of them", text)
 
+  def test_cost_and_warnings_are_of_the_arm(self):
+    own = {
+      "making": {"total": 100.0},
+      "payback_months": {"value": 2.5, "low": 2.0, "high": 4.0},
+      "requests_a_month": {"value": "never", "low": "never", "high": "never"},
+    }
+    about = {
+      "requests": 5e3,
+      "unit": "EUR",
+      "months": 12,
+      "arms": {"soft": own},
+    }
+    said = ["Arm hard, seed 1: lost.", "Arm soft, seed 1: kept.", "All of it."]
+    provenance = {"cost": about, "command": "python main.py"}
+    text, _ = written(provenance=provenance, warnings=said)
+    self.assertIn("At 5,000 requests a month `soft` pays for itself", text)
+    self.assertIn("made for 100 EUR", text)
+    self.assertNotIn("Arm hard", text)
+    for kept in said[1:]:
+      self.assertIn(f"Mind: {kept}", text)
+    text, _ = written(arm="hard", provenance=provenance)
+    self.assertNotIn("## Cost", text)
+
   def test_outside_the_task(self):
     entry = {"values": [0.5], "mean": 0.5, "std": 0.01}
     outside = {

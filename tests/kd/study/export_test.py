@@ -163,6 +163,12 @@ class ImageTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message):
       study.write_export(self.made, self.workdir, **which)
 
+  def test_of_two_models(self):
+    settings = config.resolve(self.made)
+    settings["arms"]["both"] = {"objective": "cascade", "of": "soft"}
+    with self.assertRaisesRegex(UserError, "--arm=both: two models.* as soft"):
+      finished.read(self.workdir, settings, "both")
+
   def test_of_a_study_that_is_not_whole(self):
     with self.assertRaisesRegex(UserError, "needs .*results.json, which phase"):
       study.write_export(self.made, os.path.join(self.parent, "none"))
