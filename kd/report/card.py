@@ -5,7 +5,7 @@ Written from results.json, config.json and what model.json says of the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from kd.evaluate.design import Design
 from kd.report import (
   blocks,
   cost,
+  limits,
   markdown,
-  results_table,
   sentences,
   wording,
 )
@@ -24,8 +24,6 @@ from kd.report.blocks import Block, Bullets, Code, Heading, Table, Text, code
 
 Results = Mapping[str, Any]
 
-WEAK = 0.5  # a class of less recall than this share of the accuracy is named
-OVERCONFIDENT = 0.05  # an ECE from which on probabilities are said to be none
 USE = """\
 from predict import Model
 
@@ -68,7 +66,7 @@ def write(
     *_outside(results, study),
     *_cost(results, study),
     Heading("Not to be used for"),
-    Bullets(_limits(results, about, arm)),
+    Bullets(limits.said(results, about, arm)),
     Heading("How it was obtained"),
     *_obtained(results, about),
   ]
@@ -151,7 +149,7 @@ def _data(results, about, arm) -> list[str]:
     if signal.get(key) is not None
   ]
   said += [f"Examples: {', '.join(sizes)}."] if sizes else []
-  if _is_trained(arm):
+  if limits.is_trained(arm):
     said.append(_transfer_set(about, arm))
   if isinstance(about["classes"], list):
     every = ", ".join(about["classes"][:40])
@@ -168,8 +166,8 @@ def _transfer_set(about, arm) -> str:
     if section["size"]
     else "all examples of its pool"
   ]
-  if left := _left_out(about, arm):
-    own.append(f"without the classes {_some(left)}")
+  if left := limits.left_out(about, arm):
+    own.append(f"without the classes {limits.some(left)}")
   if section["filter"]:
     own.append(f"filtered by {code(section['filter'])}")
   labels = "with" if section["labelled"] else "without"
@@ -309,90 +307,6 @@ def _cost(results, study) -> list[Block]:
       f"given; made for {making:,.4g} {found['unit']}."
     ),
   ]
-
-
-def _limits(results, about, arm) -> list[str]:
-  """Says what follows from the numbers, worst first."""
-  metrics = arm["metrics"]
-  accuracy = results_table.entry_of(arm, "accuracy")["mean"]
-  names = about["classes"]
-  said = []
-  if accuracy is not None:
-    unit = "next tokens" if not isinstance(names, list) else "test examples"
-    said.append(
-      f"Decisions that nobody checks: it answers {100 * (1 - accuracy):.1f} % "
-      f"of the {unit} wrongly."
-    )
-  said.append(
-    "Inputs that are unlike those of its task: its numbers are of one test "
-    "split, and hold for draws like it alone."
-  )
-  if isinstance(names, list):
-    said.append(
-      f"Telling that an input is of none of its {len(names)} classes: it "
-      "always names one of them."
-    )
-    if left := _left_out(about, arm):
-      said.append(f"Classes that its transfer set left out: {_some(left)}.")
-    weak = [
-      f"{names[c]} ({100 * mean:.0f} %)"
-      for c in range(len(names))
-      if (mean := (metrics.get(f"recall_{c}") or {}).get("mean")) is not None
-      and mean < WEAK * (accuracy or 0.0)
-    ]
-    if weak:
-      said.append(f"Classes that it seldom recognises (recall): {_some(weak)}.")
-  else:
-    said.append(
-      "Texts that people read unchecked: it continues texts like those of its "
-      "task, and nothing was done to make what it writes true or harmless."
-    )
-  ece = results_table.entry_of(arm, "ece")["mean"]
-  if ece is not None and ece > OVERCONFIDENT:
-    said.append(
-      f"Probabilities taken for frequencies: its ECE is {ece:.3f}; calibrate "
-      "them first."
-    )
-  agreement = results_table.entry_of(arm, "agreement")["mean"]
-  if agreement is not None and agreement < 1 and results.get("teacher"):
-    said.append(
-      "Standing in for its teacher unnoticed: they answer "
-      f"{100 * (1 - agreement):.1f} % of the test split differently."
-    )
-  if lost := arm.get("diverged"):
-    said.append(
-      f"Training anew without a look: {len(lost)} of {len(results['seeds'])} "
-      "runs of this arm diverged."
-    )
-  name = about["study"]["arm"]
-  return said + [
-    f"Mind: {text}"
-    for text in results.get("warnings", ())
-    if not text.startswith("Arm ") or text.startswith(f"Arm {name},")
-  ]
-
-
-def _left_out(about, arm) -> list[str]:
-  """Names the classes that a transfer set has no examples of."""
-  names, section = about["classes"], arm["config"]["signal"]
-  only = section["only_classes"]
-  if not isinstance(names, list) or not _is_trained(arm):
-    return []
-  return [
-    name
-    for c, name in enumerate(names)
-    if c in section["omit_classes"] or (only and c not in only)
-  ]
-
-
-def _is_trained(arm) -> bool:
-  """Whether an arm's model learned from a transfer set of the study's."""
-  return arm.get("trained", "") is not None
-
-
-def _some(items: Sequence[str], most: int = 20) -> str:
-  more = len(items) - most
-  return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _obtained(results, about) -> list[Block]:
