@@ -291,6 +291,39 @@ def kl_to_teacher(
   return _where(~absent, loss, jnp.inf)
 
 
+def total_variation(
+  student_logits: Float[ArrayLike, "... V"],
+  teacher: Float[ArrayLike, "... V"] | Int[ArrayLike, "..."] | TopK,
+) -> Float[Array, ""]:
+  """Returns the mean of 1/2 sum_v |p_v - q_v|, from 0 (alike) to 1.
+
+  Args:
+    student_logits: of q.
+    teacher: logits of p; or its likeliest classes at T = 1, of which the others
+      are one class on both sides, and the value a lower bound; or its answers
+      as integers, p being 1 there, so that the value is 1 - q(answer), and NaN
+      where one is below 0.
+
+  >>> print(f"{total_variation(np.log([[0.25, 0.75]]), np.zeros((1, 2))):.2f}")
+  0.25
+  >>> print(f"{total_variation(np.log([[0.25, 0.75]]), np.array([0])):.2f}")
+  0.75
+  """
+  q = jax.nn.softmax(_float32(student_logits))
+  if isinstance(teacher, TopK):
+    p = jnp.exp(_float32(teacher.log_probs))
+    own = jnp.take_along_axis(q, jnp.asarray(teacher.ids), axis=-1)
+    rest = jnp.abs(jnp.sum(p, -1) - jnp.sum(own, -1))
+    return jnp.mean((jnp.sum(jnp.abs(p - own), -1) + rest) / 2)
+  teacher = jnp.asarray(teacher)
+  if teacher.ndim == q.ndim:
+    p = jax.nn.softmax(_float32(teacher))
+    return jnp.mean(jnp.sum(jnp.abs(p - q), -1) / 2)
+  at = jnp.maximum(teacher, 0)[..., None]
+  own = jnp.take_along_axis(q, at, axis=-1)[..., 0]
+  return jnp.mean(jnp.where(teacher >= 0, 1 - own, jnp.nan))
+
+
 _F32 = jnp.float32
 
 

@@ -191,6 +191,8 @@ SECTIONS: dict[str, Any] = {
     "margin": Key(0.01, number(above=0)),
     # What each arm takes to ask: bytes, memory, seconds.
     "measure": Key(False, FLAG),
+    # Test examples in the report, where teacher and students disagree most.
+    "disagreements": Key(12, integer(0, 100)),
     # Biases shifted, chosen on validation.
     "shift_classes": Key((), integers(0)),
     # What decoders write after the test prompts, greedily.

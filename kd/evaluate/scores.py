@@ -36,8 +36,9 @@ Each = Mapping[str, np.ndarray]
 def judge(
   outputs: Outputs | Dense, labels: Int[Array, "N"], said: Said | None = None
 ) -> dict[str, Array]:
-  """Returns what metrics are means of, [N] each: nats, or fractions; and the
-  `confidence`, the highest probability. NaN for a label that is no class."""
+  """Returns what metrics are means of, [N] each: nats, or fractions, NaN for a
+  label that is no class. And the `answer`; the `confidence`, its probability;
+  and the `distance` to what the teacher says, their total variation."""
   known = said is not None
   answers = known and not isinstance(said, TopK) and said.ndim == 1
   has = {"": True, "teacher": known, "logits": known and not answers}
@@ -51,7 +52,10 @@ def judge(
     probs = jax.nn.softmax(logits.astype(jnp.float32))
     at = registry.Position(logits, probs, label, *(said or (None,)))
     values = {name: each(metrics, at) for name, each in asked.items()}
-    return values | {"confidence": jnp.max(probs)}
+    values |= {"answer": jnp.argmax(logits), "confidence": jnp.max(probs)}
+    if known:
+      values["distance"] = metrics.total_variation(logits, *said)
+    return values
 
   return outputs.each(one, labels, *(() if said is None else (said,)))
 
@@ -198,11 +202,14 @@ class Scored:
     reliability: of the runs that finished, pooled.
     each: for each run the primary metric's values of the test labels [N]
       (`primary`); None for one that diverged, and for a metric that has none.
+    first: of `judge`, of the first run that finished, by the weights that the
+      primary metric scores.
   """
 
   values: dict[str, list[float | None]]
   reliability: dict[str, Any]
   each: list[np.ndarray | None]
+  first: Each = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,6 +350,7 @@ def gathered(
       None if bad else primary(run, labels, metric)
       for run, bad in zip(judged, stopped, strict=True)
     ],
+    next((r for r, bad in zip(judged, stopped, strict=True) if not bad), {}),
   )
 
 

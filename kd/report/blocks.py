@@ -54,6 +54,8 @@ class Cell:
     chip: the colour of a square before it, or None.
     strong: whether it stands out.
     value: what rows are sorted by; None is last.
+    image: a PNG in base64 before it, on the page alone.
+    alt: what the image shows.
   """
 
   text: str
@@ -61,6 +63,8 @@ class Cell:
   chip: str | None = None
   strong: bool = False
   value: float | None = None
+  image: str = ""
+  alt: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from kd.report import (
   cascade,
   cost,
   curves,
+  disagreements,
   html,
   markdown,
   pareto,
@@ -37,6 +38,7 @@ SECTIONS: tuple[Section, ...] = (
   cascade.section,
   sections.calibration,
   sections.words,
+  disagreements.section,
   sections.provenance,
 )
 

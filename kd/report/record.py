@@ -65,7 +65,8 @@ def small(results: dict) -> dict:
       }
       for text, c in results["contrasts"].items()
     }
-  slim.pop("teacher_reliability", None)
+  for key in ("teacher_reliability", "disagreements"):
+    slim.pop(key, None)
   for name, arm in results["arms"].items():
     metrics = {k: v for k, v in arm["metrics"].items() if kept(k, results)}
     slim["arms"][name] = {**arm, "metrics": metrics}

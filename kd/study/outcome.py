@@ -29,6 +29,7 @@ class Outcome:
     bought: {arm: the teacher's tokens that it costs}, of tasks of tokens.
     written: of a few test prompts, everybody's words.
     cascades: {arm: each run's curve}, of those that are cascades.
+    disagreements: of kd.evaluate.disagreements; or None.
   """
 
   seeds: Sequence[int]
@@ -45,6 +46,7 @@ class Outcome:
   cascades: Mapping[str, Sequence[cascade.Curve | None]] = dataclasses.field(
     default_factory=dict
   )
+  disagreements: Mapping[str, Any] | None = None
 
 
 def results(
@@ -124,6 +126,7 @@ def results(
     **({"contrasts": contrasts} if contrasts else {}),
     **({"written": list(first.written)} if first.written else {}),
     **_cascades(arms, scored, facts),
+    **({"disagreements": first.disagreements} if first.disagreements else {}),
   }
 
 

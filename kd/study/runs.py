@@ -12,7 +12,14 @@ from absl import logging
 from kd.config import made
 from kd.data.task import Task
 from kd.errors import out_of_memory
-from kd.evaluate import cascade, cost, registry, scores, written
+from kd.evaluate import (
+  cascade,
+  cost,
+  disagreements,
+  registry,
+  scores,
+  written,
+)
 from kd.study import students, transfer_sets, tune, untrained, workdir
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
@@ -220,6 +227,11 @@ class Runs:
       bought=self.bought,
       written=shown,
       cascades=curves,
+      disagreements=disagreements.find(
+        scored, said, self.task, test.places, options["disagreements"]
+      )
+      if self.of.number == 0
+      else None,
     )
 
   def _generate(

@@ -6,7 +6,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from sklearn import metrics as sklearn_metrics
 
-from kd import metrics
+from kd import metrics, signals
+from kd.signals import Dense
 from tests.kd import oracles
 
 
@@ -72,6 +73,24 @@ class ClassificationTest(oracles.TestCase):
     expected = oracles.kl(*np.exp(oracles.log_softmax([t, z]))).mean()
     oracles.assert_close(metrics.kl_to_teacher(z, t), expected)
     self.assertEqual(metrics.kl_to_teacher(z, z), 0)
+
+  def test_total_variation(self):
+    z, q, _ = predictions(1, 10)
+    t, p, _ = predictions(2, 10)
+    expected = np.abs(p - q).sum(-1).mean() / 2
+    oracles.assert_close(metrics.total_variation(z, t), expected)
+    self.assertEqual(metrics.total_variation(z, z), 0)
+    top = signals.top_k(Dense(t), 4)
+    ids = np.argsort(-p, -1)[:, :4]
+    p, own = (np.take_along_axis(x, ids, -1) for x in (p, q))
+    rest = np.abs(p.sum(-1) - own.sum(-1))
+    expected = (np.abs(p - own).sum(-1) + rest).mean() / 2
+    oracles.assert_close(metrics.total_variation(z, top), expected)
+    answer = np.arange(len(z)) % 10
+    expected = 1 - np.take_along_axis(q, answer[:, None], -1).mean()
+    oracles.assert_close(metrics.total_variation(z, answer), expected)
+    none = metrics.total_variation(z, -np.ones_like(answer))
+    self.assertTrue(np.isnan(none))
 
   @parameterized.parameters(np.int32, np.int64, np.uint8)
   def test_agreement(self, dtype):

@@ -203,6 +203,42 @@ def measured(results, sizes, seed=1):
     entry["metrics"] |= made[arm]
 
 
+PNG = (
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGOoBwAAgQCAVz+ySQAA"
+  "AABJRU5ErkJggg=="
+)  # a grey pixel
+
+
+def disagreeing(results, count=12):
+  """Gives a study examples where teacher and students disagree."""
+  rng = np.random.default_rng(3)
+  kinds = (
+    {"kind": "image", "png": PNG},
+    {"kind": "text", "text": "a text of some words"},
+    {"kind": "bytes", "text": "PK\xb7", "hex": "50 4b 03"},
+    {"kind": "tokens", "text": "def f(x):"},
+    {"kind": "numbers", "text": "1, 2, ..."},
+  )
+  said = lambda: {
+    "answer": str(rng.integers(3)),
+    "confidence": round(float(rng.uniform(0.4, 1)), 4),
+  }
+  results["disagreements"] = {
+    "measure": "total variation",
+    "examples": [
+      {
+        "label": 3 * i,
+        "distance": 0.9 - i / 50,
+        "input": kinds[i % len(kinds)],
+        "truth": "1",
+        "teacher": said(),
+        "arms": {a: {**said(), "distance": 0.9} for a in results["arms"]},
+      }
+      for i in range(count)
+    ],
+  }
+
+
 def compressed(arms=30, seeds=5, **options):
   """Makes a study of arms that differ in size: plain, quantized and pruned."""
   steps = ("", " int8", " int4", " pruned 50 %", " pruned 50 % int8")
@@ -220,6 +256,7 @@ def compressed(arms=30, seeds=5, **options):
   }
   study = synthetic(gains, seeds=seeds, **options)
   measured(study[0], {n: 1.2e6 * share[of[n]] for n in names})
+  disagreeing(study[0])
   return study
 
 
