@@ -1,11 +1,13 @@
 """Puts several studies into one table.
 
     python -m kd.report WORKDIR [WORKDIR ...] [--metric=NAME] [--out=FILE.html]
+    python -m kd.report --table=FILE.parquet [--skip] WORKDIR [WORKDIR ...]
 
 Prints Markdown, or writes it, or a page, into the file. The workdirs are only
 read. Without --metric the first study's primary metric orders the arms. What is
 tested is within each study; between studies nothing is, since their data,
-teachers and seeds may differ.
+teachers and seeds may differ. With --table every run's numbers go into a long
+table instead (kd.report.long_table).
 """
 
 import argparse
@@ -18,7 +20,15 @@ from typing import Any
 from kd import files
 from kd.errors import UserError
 from kd.evaluate import registry
-from kd.report import html, markdown, page, results_table, style, wording
+from kd.report import (
+  html,
+  long_table,
+  markdown,
+  page,
+  results_table,
+  style,
+  wording,
+)
 from kd.report.blocks import Cell, Table
 
 
@@ -97,8 +107,22 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
   parser.add_argument("--metric", default="", help="what orders the arms")
   parser.add_argument("--out", default="", help="a file, .md or .html")
+  parser.add_argument("--table", default="", help="a file, .parquet or .csv")
+  parser.add_argument(
+    "--skip",
+    action="store_true",
+    help="leave out unfinished studies of --table",
+  )
   args = parser.parse_args(argv)
   try:
+    if args.table:
+      if args.metric or args.out:
+        raise UserError("--table: expected no --metric and no --out")
+      path = os.path.expanduser(args.table)
+      print(long_table.write(path, args.workdirs, args.skip))
+      return
+    if args.skip:
+      raise UserError("--skip: expected --table beside it")
     made = compare(args.workdirs, args.metric)
     out = os.path.expanduser(args.out)
     if not out:
