@@ -49,7 +49,7 @@ def section(source: Source) -> list[Block]:
   caption = "Answers and their confidence; bold: not the teacher's."
   every = Table(caption, columns, each)
   return [
-    Heading("Where teacher and students disagree most"),
+    Heading("Disagreements"),
     Text(_summary(examples)),
     table,
     Details("What each arm answers", [every]),
@@ -66,7 +66,8 @@ def _summary(examples) -> str:
   ]
   students = sum(share > 0.5 for share in shares)
   return (
-    f"Of the {len(examples)} test examples of largest distance the teacher is "
+    f"Where teacher and students disagree most: of the {len(examples)} test "
+    "examples of largest distance the teacher is "
     f"right on {right}, most arms on {students}. They were chosen for their "
     "distance, and stand for no others."
   )

@@ -174,7 +174,7 @@ def reliability(
       ax.plot(x[count >= _FEW], y[count >= _FEW], color=colour, lw=1.3)
       area = 90 * np.sqrt(count / max(count.sum(), 1)) + 3
       ax.scatter(x, y, s=area, color=colour, lw=0, zorder=3)
-      ax.set_title(name, fontsize=8.5, color=colour)
+      ax.set_title(name, fontsize=8.5)
       ax.set(xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
       ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
       ax.set_yticks([0, 0.5, 1], ["0", "½", "1"])
