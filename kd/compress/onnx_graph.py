@@ -27,6 +27,7 @@ from kernels.jaxprs import bind, walk
 NEEDED = ("jax2onnx", "onnx_ir", "onnx", "onnxruntime")
 INSTALL = "pip install --no-deps -r requirements-data.txt"
 LARGEST = 1e-4  # difference of probabilities
+FATAL = 4  # onnxruntime's level of what is logged
 
 
 def write(
@@ -113,8 +114,10 @@ def _convert(made: Program) -> Any:
 def _run(graph: Any, inputs: np.ndarray) -> np.ndarray:
   import onnxruntime
 
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = FATAL  # the rest is said in an exception
   session = onnxruntime.InferenceSession(
-    graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
   )
   return np.asarray(session.run(None, {"inputs": inputs})[0])
 

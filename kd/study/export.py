@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from flax import nnx
 
 from kd import config, files
@@ -85,6 +85,7 @@ def write(
   about = _about(run, registry.selection(results["metric"]))
   about["study"]["fingerprint"] = workdir.fingerprint(settings)
   made = _program(run)
+  logging.info("export of arm %s, seed %d to %s", run.arm, run.seed, target)
   try:
     standalone.write(made, about, str(scratch))
     about = files.read_json(str(scratch / standalone.ABOUT), "description")

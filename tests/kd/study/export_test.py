@@ -56,7 +56,7 @@ class ImageTest(parameterized.TestCase):
     cls.made.signal.omit_classes = (3,)
     cls.made.arms.soft.baseline = cls.made.baseline = "hard"
     cls.workdir = os.path.join(cls.parent, "study")
-    cls.results = study.run(cls.made, cls.workdir)
+    cls.results = study.run(cls.made, cls.workdir, "evaluate")
     cls.folder = study.write_export(
       cls.made, cls.workdir, arm="soft", seed=1, out=f"{cls.parent}/soft"
     )
@@ -214,7 +214,7 @@ class TextTest(absltest.TestCase):
     made.task.update(name="prompts", path=path, text_features=64)
     made.evaluate.metric = "accuracy_best"
     workdir = os.path.join(parent, "study")
-    study.run(made, workdir)
+    study.run(made, workdir, "evaluate")
     folder = study.write_export(made, workdir)
     said = about(folder)
     self.assertEqual(said["study"]["weights"], "best")
@@ -249,7 +249,7 @@ class TokensTest(absltest.TestCase):
     made.task.tokens.update(length=16, coverage=0.9)
     made.evaluate.metric = "nll"
     workdir = os.path.join(parent, "study")
-    study.run(made, workdir)
+    study.run(made, workdir, "evaluate")
     folder = study.write_export(made, workdir)
     said = about(folder)
     self.assertEqual(said["input"]["shape"], ["b", 16])
