@@ -157,6 +157,14 @@ METRICS: dict[str, Metric] = {
     ),
     shown="first",
   ),
+  "ece_equal_mass": Metric(
+    "ECE, bins of equal mass",
+    PLAIN,
+    -1,
+    value=lambda metrics, run: metrics.calibration_error(
+      run.each["confidence"], run.each["accuracy"], run.bins, equal_mass=True
+    ),
+  ),
   "kl_to_teacher": Metric(
     "KL to teacher",
     NATS,
@@ -172,6 +180,21 @@ METRICS: dict[str, Metric] = {
     -1,
     lambda metrics, at: metrics.brier(at.probs, at.label),
     over_examples="mean",
+  ),
+  "aurc": Metric(
+    "AURC",
+    PLAIN,
+    -1,
+    value=lambda metrics, run: metrics.aurc(
+      run.each["confidence"], run.each["accuracy"]
+    ),
+  ),
+  "wrong_confident": Metric(
+    "wrong with confidence above 0.9",
+    PERCENT,
+    -1,
+    lambda metrics, at: metrics.wrong_confident(at.probs, at.label),
+    over_examples="counts",
   ),
   "exact_match": _of_words(
     "exact match", lambda text, of: text.exact_match(of.written, of.truth)
@@ -196,6 +219,9 @@ METRICS: dict[str, Metric] = {
   # answered.
   "deferred": Metric("handed on", PERCENT, shown="table"),
   "bias_shift": Metric("bias shift", NATS),
+  "temperature": Metric("temperature"),
+  "nll_tempered": Metric("NLL at that temperature", NATS, -1),
+  "ece_tempered": Metric("ECE at that temperature", PLAIN, -1),
   "coverage": Metric("coverage", PERCENT, +1),
 }
 

@@ -18,14 +18,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kd import metrics, signals
 from kd.data.task import Split, Task
-from kd.evaluate import registry
+from kd.evaluate import adjusted, registry
 from kd.models import functional
 from kd.models.outputs import Outputs
 from kd.signals import Dense, TopK
 from kd.train.arms import Group
 from kd.train.step import TrainState
 
-SHIFTS = np.round(np.arange(-15.0, 15.05, 0.1), 1)  # nats
+# Of a run on a split; where there are more, no temperature is fitted.
+MOST_LOGITS = 2**26
 
 # What a teacher says of N labels: its logits [N, V], those of its likeliest
 # classes, or answers [N], -1 where there is none.
@@ -132,38 +133,6 @@ def primary(
   if c is not None:
     return np.where(labels == c, each["accuracy"], np.nan)
   return each.get(registry.family(metric))
-
-
-def best_shift(logits, labels, classes: Sequence[int]) -> float:
-  """Chooses one shift of some classes' biases that fits a split best.
-
-  Hinton et al. 2015 (section 3) shift the bias of a class that the transfer
-  set lacks; they chose it on the test set, we are given another split. Of
-  equally accurate shifts the smallest is taken.
-
-  Returns:
-    Nats; NaN where the logits do not tell.
-  """
-  is_class = np.isin(np.arange(logits.shape[-1]), classes)
-  rest = np.where(is_class, -np.inf, logits)
-  some = np.where(is_class, logits, -np.inf)
-  # With a shift b the prediction is the best of `some` where it exceeds the
-  # best of the rest by more than -b.
-  with np.errstate(invalid="ignore"):
-    margin = some.max(-1) - rest.max(-1)
-  if np.isnan(margin).any():
-    return float("nan")
-  right_some = some.argmax(-1) == labels
-  right_rest = rest.argmax(-1) == labels
-  chosen = margin[:, None] + SHIFTS > 0
-  accuracy = np.where(chosen, right_some[:, None], right_rest[:, None]).mean(0)
-  order = np.lexsort((np.abs(SHIFTS), -accuracy))
-  return float(SHIFTS[order[0]])
-
-
-def shifted(logits, shift: float, classes: Sequence[int]):
-  """Adds `shift` to the logits of `classes`."""
-  return logits.at[..., jnp.asarray(classes)].add(shift)
 
 
 def reliability(each: Each, bins: int) -> dict[str, list]:
@@ -293,17 +262,23 @@ def arm(
     for run, kept in zip(last, best, strict=True)
   ]
   judged = list(best if registry.selection(metric) == "best" else last)
-  if shift_classes:
-    logits = functional.forward(group.student, task.signature, batch)
-    held, held_labels = task.validation.arrays()
-    for s, (row, own) in enumerate(
-      zip(rows, by_seed(state.weights), strict=True)
-    ):
-      on_held = np.asarray(logits(own, held))
-      row["bias_shift"] = shift = best_shift(
-        on_held, held_labels, shift_classes
+  few = max(len(task.validation), len(labels)) * task.num_classes <= MOST_LOGITS
+  fits = few and task.tokens is None
+  if not fits and not shift_classes:
+    return gathered(rows, state, labels, metric, bins, last, judged)
+  logits = functional.forward(group.student, task.signature, batch)
+  held, held_labels = task.validation.arrays()
+  for s, (row, own) in enumerate(
+    zip(rows, by_seed(state.weights), strict=True)
+  ):
+    on_held, on_test = logits(own, held), logits(own, test.inputs)
+    if fits:
+      row |= adjusted.tempered(on_held, held_labels, on_test, labels, bins)
+    if shift_classes:
+      row["bias_shift"] = shift = adjusted.best_shift(
+        np.asarray(on_held), held_labels, shift_classes
       )
-      moved = shifted(logits(own, test.inputs), shift, shift_classes)
+      moved = adjusted.shifted(on_test, shift, shift_classes)
       of_moved = of_logits(moved, *rest)
       row |= {f"{k}_shifted": v for k, v in score(of_moved).items()}
       if metric.endswith("_shifted"):

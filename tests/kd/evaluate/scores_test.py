@@ -20,37 +20,6 @@ LABELS = RNG.integers(0, 5, 400)
 LOGITS = (2 * np.eye(5)[LABELS] + RNG.normal(size=(400, 5))).astype(np.float32)
 
 
-class ShiftTest(parameterized.TestCase):
-  @parameterized.parameters((3.0, (3,)), (-4.0, (1, 2)))
-  def test_undoes_a_shift_of_the_biases(self, wrong, classes):
-    damaged = np.array(LOGITS)
-    damaged[:, list(classes)] -= wrong
-    shift = scores.best_shift(damaged, LABELS, classes)
-    self.assertAlmostEqual(shift, wrong, delta=0.7)
-    before = metrics.accuracy(damaged, LABELS)
-    mended = scores.shifted(jnp.asarray(damaged), shift, classes)
-    after = metrics.accuracy(mended, LABELS)
-    self.assertGreater(after, before + 0.05)
-    # It is the best of the grid, as trying each shift would find.
-    tried = [
-      metrics.accuracy(scores.shifted(jnp.asarray(damaged), s, classes), LABELS)
-      for s in scores.SHIFTS[::10]
-    ]
-    self.assertGreaterEqual(after + 1e-6, max(tried))
-
-  def test_no_shift_where_none_helps(self):
-    self.assertEqual(scores.best_shift(9 * np.eye(5)[LABELS], LABELS, (3,)), 0)
-
-  @parameterized.parameters(np.nan, np.inf, -np.inf)
-  def test_no_shift_where_logits_do_not_tell(self, value):
-    broken = np.array(LOGITS)
-    broken[0] = value
-    shift = scores.best_shift(broken, LABELS, (3,))
-    self.assertTrue(np.isnan(shift))
-    logits = scores.shifted(jnp.asarray(LOGITS), shift, (3,))
-    self.assertTrue(np.isnan(metrics.accuracy(logits, LABELS)))
-
-
 class EachTest(parameterized.TestCase):
   @parameterized.parameters(
     "accuracy", "recall_3", "agreement", "nll", "brier_best", "kl_to_teacher"
