@@ -83,6 +83,22 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tile:
+  """Holds a number to be seen at a glance, what it is, and of what."""
+
+  label: str
+  value: str
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+  """Holds tiles that stand in a row."""
+
+  items: Sequence[Tile]
+
+
+@dataclasses.dataclass(frozen=True)
 class Picture:
   """Holds a figure: figures/NAME.png for Markdown, the SVG for the page."""
 
@@ -100,7 +116,7 @@ class Details:
   blocks: Sequence[Block]
 
 
-Block = Heading | Text | Bullets | Code | Table | Picture | Details
+Block = Heading | Text | Bullets | Code | Table | Tiles | Picture | Details
 
 
 def code(text: str) -> str:

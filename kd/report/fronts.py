@@ -8,13 +8,24 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from kd.evaluate import registry
 from kd.evaluate.pareto import Front
 from kd.report import wording
-from kd.report.style import GREY, INK, LABEL, MUTED, PAPER, RC, Style, fit
+from kd.report.style import (
+  GREY,
+  INK,
+  LABEL,
+  MUTED,
+  PAPER,
+  RC,
+  THEME,
+  Style,
+  fit,
+)
 
 _KEY = LABEL + 0.4  # inches of the names beside a panel
 _LINES = 9  # of names that a panel of least height has room for
@@ -45,6 +56,17 @@ def figure(
     return fig
 
 
+def _on(colour: str) -> str:
+  """Returns what is read on a colour, which no scheme of the page changes:
+  white, or black where the colour's relative luminance (WCAG 2) is above the
+  0.18 at which the two have the same contrast."""
+  if colour in THEME:
+    return PAPER  # both turn with the scheme
+  c = np.array(to_rgb(colour))
+  linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+  return "#000000" if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else "#ffffff"
+
+
 def _names(front: Front) -> list[str]:
   return [fit(arm, LABEL) for arm in front.arms]
 
@@ -68,10 +90,11 @@ def _panel(
   ax.step(x, np.maximum.accumulate(y) if up else np.minimum.accumulate(y),
           where="post", color=MUTED, lw=1.0, zorder=1)  # fmt: skip
   for i, (arm, at) in enumerate(zip(front.arms, points, strict=True), 1):
-    ax.plot(*at, "o", ms=11, color=look[arm].colour, mec=PAPER, zorder=4)
+    colour = MUTED if look[arm].quiet else look[arm].colour
+    ax.plot(*at, "o", ms=11, color=colour, mec=PAPER, zorder=4)
     ax.annotate(
       str(i), at, ha="center", va="center_baseline", fontsize=7.5,
-      weight="bold", color="#ffffff", zorder=5,
+      weight="bold", color=_on(colour), zorder=5,
     )  # fmt: skip
   teacher = results.get("teacher", {}).get(quality)
   if teacher is not None:

@@ -18,6 +18,7 @@ from kd.report.blocks import (
   Picture,
   Table,
   Text,
+  Tiles,
 )
 
 
@@ -67,6 +68,9 @@ def _block(block: Block) -> str:
       return "\n".join(lines) if quoted else text
     case Bullets(items):
       return "\n".join("- " + _text(i) for i in items)
+    case Tiles(items):
+      lines = [f"{t.label}: **{t.value}** {t.note}".rstrip() for t in items]
+      return "\n".join("- " + _text(line) for line in lines)
     case Code(text, language):
       ticks = max(map(len, re.findall("`+", text)), default=0)
       fence = "`" * max(3, ticks + 1)

@@ -8,7 +8,16 @@ from typing import Any
 from kd.evaluate import pareto, registry, verdict
 from kd.evaluate.pareto import Choice, Dominance, Front
 from kd.report import fronts, tables, wording
-from kd.report.blocks import Block, Cell, Details, Heading, Table, Text, code
+from kd.report.blocks import (
+  Block,
+  Cell,
+  Details,
+  Heading,
+  Table,
+  Text,
+  Tile,
+  code,
+)
 from kd.report.source import Source, below
 
 Results = Mapping[str, Any]
@@ -29,6 +38,7 @@ def section(source: Source) -> list[Block]:
     margin = margin_of(source)
     blocks += choice_table(results, pareto.choices(results, margin), margin)
     blocks += _fronts(source)
+  blocks += size_table(source)
   blocks += below(tables.cost_tables(results))
   return [Heading("Size and speed"), *blocks] if blocks else []
 
@@ -71,6 +81,23 @@ def sentence(source: Source) -> str:
   )
 
 
+def tiles(source: Source) -> list[Tile]:
+  """Shows the smallest and the fastest arm that lose at most the margin."""
+  results, margin = source.results, margin_of(source)
+  if not differ(results):
+    return []
+  heads = {"bytes": "Smallest", "latency_seconds": "Fastest"}
+  return [
+    Tile(
+      f"{heads[choice.scarce]} within {_margin(results, margin)}",
+      _amount(results, choice.scarce, choice.arm),
+      code(choice.arm),
+    )
+    for choice in pareto.choices(results, margin)
+    if choice.scarce in heads
+  ]
+
+
 def choice_table(
   results: Results, made: Sequence[Choice], margin: float
 ) -> list[Block]:
@@ -105,7 +132,7 @@ def choice_table(
     head, words, _ = _SCARCE[choice.scarce]
     note = ""
     if choice.open:
-      note = f"{code(choice.open)} asks less, and may lose no more"
+      note = f"{code(choice.open)} asks less, within it by its mean alone"
     rows.append(
       [
         Cell(head, words),
@@ -144,6 +171,46 @@ def choice_table(
     Heading("If your constraint is this, take that", 3),
     Table(caption, columns, rows, left=(0, 1, 4)),
   ]
+
+
+def size_table(source: Source) -> list[Block]:
+  """Lists what each arm asks of a device."""
+  results, asked = source.results, (*pareto.COSTS, "parameters")
+  arms = results["arms"].items()
+  have = [m for m in asked if any(m in e["metrics"] for _, e in arms)]
+  if not have:
+    return []
+  rows = [
+    [
+      Cell(
+        code(arm),
+        entry.get("arithmetic", ""),
+        chip=source.look[arm].colour,
+        value=i,
+      ),
+      *(_size(entry["metrics"].get(m), m) for m in have),
+    ]
+    for i, (arm, entry) in enumerate(arms)
+  ]
+  heads = {m: words[0] for m, words in _SCARCE.items()}
+  columns = ["Arm", *(heads.get(m, "Parameters") for m in have)]
+  caption = (
+    "What an arm's model asks for: its folder on disk, the time of one example "
+    "alone and of each at the batch of best throughput, memory at the peak of "
+    f"a compiled call. Mean ± standard deviation over {wording.units(results)}."
+  )
+  table = Table(caption, columns, rows, cards=True)
+  return [Details("What each arm asks for", [table])]
+
+
+def _size(entry: Mapping[str, Any] | None, metric: str) -> Cell:
+  if not entry or entry["mean"] is None:
+    return Cell(wording.DASH)
+  mean, std = entry["mean"], entry["std"]
+  if metric == "parameters":
+    return Cell(f"{mean:,.0f}", value=mean)
+  note = f"± {wording.amount(std, metric)}" if std else ""
+  return Cell(wording.amount(mean, metric), note, value=mean)
 
 
 def _fronts(source: Source) -> list[Block]:

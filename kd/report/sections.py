@@ -12,6 +12,7 @@ from typing import Any
 
 from kd.evaluate import registry
 from kd.evaluate.design import Design
+from kd.evaluate.verdict import judge
 from kd.report import (
   evidence,
   figures,
@@ -22,7 +23,17 @@ from kd.report import (
   wording,
   written,
 )
-from kd.report.blocks import Block, Code, Details, Heading, Table, Text
+from kd.report.blocks import (
+  Block,
+  Code,
+  Details,
+  Heading,
+  Table,
+  Text,
+  Tile,
+  Tiles,
+  code,
+)
 from kd.report.source import Source, below
 
 
@@ -34,7 +45,31 @@ def verdict(source: Source) -> list[Block]:
   if question:
     blocks.append(Text(str(question).strip(), "question"))
   said = sentences.verdict(results, [pareto.sentence(source)])
-  return [*blocks, Text("\n\n".join(said), "verdict")]
+  return [*blocks, Text("\n\n".join(said), "verdict"), *_tiles(source)]
+
+
+def _tiles(source: Source) -> list[Block]:
+  """Shows at a glance what the verdict is made of."""
+  results = source.results
+  metric, arms = results["metric"], results["arms"]
+  best = judge(results)[0].best
+  if best is None:
+    return []
+  unit = registry.lookup(metric).unit.name
+  digits = wording.decimals([arms[best]["metrics"][metric]["std"]], metric)
+  say = lambda v: f"{wording.number(v, metric, digits)} {unit}".rstrip()
+  own = {a: entry["metrics"][metric]["mean"] for a, entry in arms.items()
+         if metric in entry["metrics"]}  # fmt: skip
+  name = wording.metric_name(metric)
+  tiles = [Tile(f"Best mean {name}", say(own[best]), code(best))]
+  if (base := arms[best]["baseline"]) is not None:
+    tiles.append(Tile("Its baseline", say(own.get(base)), code(base)))
+  if results["teacher"].get(metric) is not None:
+    tiles.append(Tile("Teacher", say(results["teacher"][metric])))
+  tiles += pareto.tiles(source)
+  many = f"{len(arms)} arms, {results['provenance'].get('evidence', 'run')}"
+  tiles.append(Tile("Evidence", wording.units(results), many))
+  return [Tiles(tiles)]
 
 
 def arms(source: Source) -> list[Block]:

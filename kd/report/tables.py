@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kd.evaluate import registry, stats
+from kd.evaluate import pareto, registry, stats
 from kd.evaluate.design import Design
 from kd.report import results_table, wording
 from kd.report.blocks import Block, Cell, Details, Heading, Table, code
@@ -158,6 +158,7 @@ def rest_table(results: Results, look) -> list[Block]:
     and not registry.lookup(m).per_class
     and not m.endswith(tuple(registry.VARIANTS))
     and not registry.is_seconds(m)
+    and m not in ("parameters", *pareto.COSTS)
   ]
   if not rest:
     return []

@@ -30,7 +30,8 @@ class ParetoTest(absltest.TestCase):
     self.assertEmpty(pareto.section(self.one_model))
     self.assertEqual(pareto.sentence(self.one_model), "")
     measured(self.one_model.results, dict.fromkeys(self.source.look, 1e6))
-    self.assertEmpty(pareto.section(self.one_model))
+    _, sizes = pareto.section(self.one_model)
+    self.assertEqual(sizes.summary, "What each arm asks for")
 
   def test_if_this_is_scarce_take_that(self):
     table = next(b for b in self.blocks if isinstance(b, blocks.Table))
@@ -59,6 +60,18 @@ class ParetoTest(absltest.TestCase):
     (row,) = details.blocks[0].rows
     self.assertEqual(row[1].text, "by `soft`")
     self.assertRegex(row[1].note, r", told apart; asks the same$")
+
+  def test_what_each_arm_asks_for(self):
+    self.source.results["arms"]["soft int8"]["arithmetic"] = "int8, on cpu"
+    (details,) = pareto.size_table(self.source)
+    rows = {row[0].text: row for row in details.blocks[0].rows}
+    self.assertLen(rows, 4)
+    self.assertEqual(rows["`soft int8`"][0].note, "int8, on cpu")
+    self.assertEqual(rows["`soft int8`"][1].text, "260 kB")
+    self.assertEqual(rows["`soft int8`"][-1].text, "65,000")
+    spread = self.source.results["arms"]["hard"]["metrics"]["latency_seconds"]
+    self.assertEqual(rows["`hard`"][2].value, spread["mean"])
+    self.assertStartsWith(rows["`hard`"][2].note, "± ")
 
   def test_verdict_says_what_to_take(self):
     said = pareto.sentence(self.source)
