@@ -178,12 +178,13 @@ def figure(results: Results, look: Mapping[str, Style]) -> Figure:
   """
   cost = results["provenance"]["cost"]
   met = [
-    own["requests_a_month"]["value"]
+    Estimate.read(own["requests_a_month"]).value
     for own in cost["arms"].values()
-    if own["requests_a_month"]["value"] != "never"
   ]
-  around = [x for x in (*met, cost["requests"]) if x > 0]
-  low, high = math.log10(min(around)) - 1, math.log10(max(around)) + 1
+  # Two decades to either side of the traffic given are enough to decide by.
+  given = cost["requests"]
+  near = [x for x in (*met, given) if given / 100 <= x <= 100 * given]
+  low, high = math.log10(min(near)) - 1, math.log10(max(near)) + 1
   n = np.logspace(low, high, 60)
   look = {arm: look[arm] for arm in cost["arms"]}
   with mpl.rc_context(RC):
@@ -194,8 +195,8 @@ def figure(results: Results, look: Mapping[str, Style]) -> Figure:
       fixed = own["making"]["total"] / cost["months"] + cost["yearly"] / 12
       y = n * own["request"]["value"] + fixed
       ax.plot(n, y, color=style.colour, ls=style.dash)
-      at = own["requests_a_month"]["value"]
-      if at != "never" and not style.quiet and at > 0:
+      at = Estimate.read(own["requests_a_month"]).value
+      if n[0] <= at <= n[-1] and not style.quiet:
         height = at * own["request"]["value"] + fixed
         ax.plot(
           at,
@@ -210,10 +211,10 @@ def figure(results: Results, look: Mapping[str, Style]) -> Figure:
     ax.annotate(
       "teacher",
       (n[-1], n[-1] * cost["teacher"]["request"]["value"]),
-      (-6, -4),
+      (-14, -2),
       textcoords="offset points",
       ha="right",
-      va="top",
+      va="bottom",
       weight="bold",
     )
     ax.axvline(cost["requests"], color=INK, lw=0.9, ls=(0, (3, 3)))

@@ -1,0 +1,51 @@
+from absl.testing import absltest
+
+from kd.config import sections
+from kd.evaluate import prices
+from kd.report import cost
+from kd.report.blocks import Table
+from tests.kd.report import studies
+
+
+def priced(**keys):
+  """Makes a study with prices: of a call 0.001 to the teacher."""
+  results, *_ = studies.synthetic({"hard": 0.0, "soft": 0.01})
+  results["signal"] = {"examples": 500}
+  for arm in results["arms"].values():
+    signal = dict(size=None, live=False, samples=0)
+    train = dict(steps=10, batch_size=5)
+    of = dict(objective="hard", target="answer", signal=signal, train=train)
+    arm["config"] = of
+    arm["versus_teacher"] = dict(
+      difference=-0.01, low=-0.02, high=0.0, n=10, lost=0
+    )
+  of = dict(requests=1e5, people=100.0, teacher=dict(call=0.001), **keys)
+  section = sections.fill("cost", of)
+  results["provenance"]["cost"] = prices.of(results, section, {})
+  return results
+
+
+class CostTest(absltest.TestCase):
+  def test_says_when_it_pays_and_what_is_lost(self):
+    said = cost.sentence(priced())
+    # 100 and 500 calls, at 100 a month.
+    self.assertRegex(said, "`soft` pays for itself after 1(.01)? months")
+    self.assertIn("less the teacher's is −1.0 points", said)
+    self.assertNotIn("Never", said)
+
+  def test_says_never(self):
+    results = priced(student=dict(call=0.002))
+    said = cost.sentence(results)
+    self.assertIn("`soft` never pays for itself", said)
+    self.assertIn("Never, at any traffic: `hard`, `soft`", said)
+    table = next(b for b in cost.tables(results) if isinstance(b, Table))
+    self.assertEqual(table.rows[1][3].text, "never")
+
+  def test_a_study_without_prices_has_no_section(self):
+    results = priced()
+    del results["provenance"]["cost"]
+    self.assertEqual(cost.tables(results), [])
+
+
+if __name__ == "__main__":
+  absltest.main()
