@@ -1,4 +1,4 @@
-"""Puts several studies into one table.
+"""Sets several studies side by side: verdicts, all arms, and those they share.
 
     python -m kd.report WORKDIR [WORKDIR ...] [--metric=NAME] [--out=FILE.html]
     python -m kd.report --table=FILE.parquet [--skip] WORKDIR [WORKDIR ...]
@@ -14,22 +14,23 @@ import argparse
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kd import files
 from kd.errors import UserError
-from kd.evaluate import registry
+from kd.evaluate import registry, verdict
 from kd.report import (
   html,
   long_table,
   markdown,
   page,
   results_table,
+  sentences,
   style,
   wording,
 )
-from kd.report.blocks import Cell, Table
+from kd.report.blocks import Block, Bullets, Cell, Heading, Table, code
 
 
 def table(
@@ -80,10 +81,71 @@ def table(
   )
 
 
-def compare(workdirs: Sequence[str], metric: str = "") -> Table:
-  """Reads studies and makes their table; see `table`.
+def shared(
+  studies: Mapping[str, Mapping[str, Any]], metric: str
+) -> list[Block]:
+  """Sets the differences of arms that several studies have side by side.
+
+  Args:
+    studies: name -> what its results.json holds.
+    metric: whose differences, each to the baseline of the arm's own study.
+  """
+  found: dict[str, dict[str, Mapping[str, Any]]] = {}
+  for name, results in studies.items():
+    for arm, entry in results["arms"].items():
+      versus = results_table.entry_of(entry, metric)["versus_baseline"]
+      if versus and versus["difference"] is not None:
+        found.setdefault(arm, {})[name] = versus
+  found = {arm: own for arm, own in found.items() if len(own) > 1}
+  if not found:
+    return []
+  every = [v for own in found.values() for v in own.values()]
+  places = wording.decimals([wording.half_width(v) for v in every], metric)
+  rows = [
+    [
+      Cell(code(arm), value=i),
+      *(_difference(own.get(name), metric, places) for name in studies),
+      _above(own.values()),
+    ]
+    for i, (arm, own) in enumerate(found.items())
+  ]
+  unit = f" ({wording.unit(metric)})" if wording.unit(metric) else ""
+  caption = (
+    f"Differences in {wording.metric_name(metric)}{unit} to the baseline of "
+    "the arm's own study, with 95 % intervals; those in bold are told apart "
+    "from 0 there. They are not averaged: studies may differ in more than "
+    "chance."
+  )
+  columns = ["Arm", *studies, "Above in"]
+  return [
+    Heading("Arms that several studies have"),
+    Table(caption, columns, rows, cards=True),
+  ]
+
+
+def _difference(versus, metric: str, places: int) -> Cell:
+  if versus is None:
+    return Cell(wording.DASH)
+  text = wording.number(versus["difference"], metric, places, signed=True)
+  note = wording.interval(versus, metric, places)
+  apart = bool(verdict.told_apart(versus))
+  return Cell(text, note, strong=apart, value=versus["difference"])
+
+
+def _above(versus: Collection[Mapping[str, Any]]) -> Cell:
+  """Counts the studies in which an arm is above its baseline."""
+  above = sum(v["difference"] > 0 for v in versus)
+  return Cell(f"{above} of {len(versus)}", value=above / len(versus))
+
+
+def compare(workdirs: Sequence[str], metric: str = "") -> list[Block]:
+  """Reads studies, and sets their verdicts and their arms side by side.
 
   A study is called by its own name, and by its folder where two share one.
+
+  Args:
+    workdirs: of finished studies.
+    metric: of `table`.
 
   Raises:
     UserError: a folder has no finished study.
@@ -99,7 +161,13 @@ def compare(workdirs: Sequence[str], metric: str = "") -> Table:
   }
   if len(studies) < len(read):
     raise UserError(f"{' '.join(workdirs)}: the same folder twice")
-  return table(studies, [c.get("words") or {} for _, c in read], metric)
+  made = table(studies, [c.get("words") or {} for _, c in read], metric)
+  metric = metric or read[0][0]["metric"]
+  said = [
+    f"{code(name)}: {sentences.verdict(results)[0]}"
+    for name, results in studies.items()
+  ]
+  return [Heading("Studies", 1), Bullets(said), made, *shared(studies, metric)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -126,11 +194,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = compare(args.workdirs, args.metric)
     out = os.path.expanduser(args.out)
     if not out:
-      print(markdown.write([made]), end="")
+      print(markdown.write(made), end="")
     elif pathlib.Path(out).suffix == ".html":
-      files.write_text(out, html.write("Studies", [made], style.THEME))
+      files.write_text(out, html.write("Studies", made, style.THEME))
     else:
-      files.write_text(out, markdown.write([made]))
+      files.write_text(out, markdown.write(made))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -8,7 +8,8 @@ import tempfile
 from absl.testing import absltest
 
 from kd.errors import UserError
-from kd.report import comparison, html, style
+from kd.report import comparison, html, markdown, style
+from kd.report.blocks import Table
 from tests.kd.report.studies import Page, leave, synthetic, tables
 
 
@@ -38,6 +39,40 @@ class ComparisonTest(absltest.TestCase):
       check=False,
     )
 
+  def table(self, *of):
+    made = comparison.compare(*of)
+    return next(b for b in made if isinstance(b, Table))
+
+  def test_verdicts_of_each(self):
+    text = markdown.write(
+      comparison.compare([str(self.root / x) for x in "ab"])
+    )
+    self.assertRegex(text, r"(?m)^- `digits`: \*\*`soft` is the best arm")
+    self.assertRegex(text, r"(?m)^- `other`: \*\*`rank` is the best arm")
+    self.assertNotIn("several studies", text)
+
+  def test_arms_that_several_have(self):
+    gains = {"hard": 0.0, "soft": -0.02, "rank": 0.0}
+    third = synthetic(gains, seeds=4)
+    third[0]["study"] = "third"
+    leave(self.root / "c", *third)
+    made = comparison.compare([str(self.root / x) for x in "abc"])
+    *_, heading, table = made
+    self.assertEqual(heading.text, "Arms that several studies have")
+    self.assertEqual(
+      [*table.columns], ["Arm", "digits", "other", "third", "Above in"]
+    )
+    rows = {row[0].text: row[1:] for row in table.rows}
+    self.assertEqual(set(rows), {"`soft`", "`rank`"})
+    digits, other, third_of, many = rows["`soft`"]
+    versus = self.first[0]["arms"]["soft"]["metrics"]["accuracy"]
+    gap = versus["versus_baseline"]["difference"]
+    self.assertEqual(digits.value, gap)
+    self.assertTrue(digits.strong)
+    self.assertIsNone(other.value)
+    self.assertLess(third_of.value, 0)
+    self.assertEqual(many.text, "1 of 2")
+
   def test_main_prints_and_only_reads(self):
     before = states(self.root)
     done = self.run_main(str(self.root / "a"), str(self.root / "b"))
@@ -58,21 +93,21 @@ class ComparisonTest(absltest.TestCase):
 
   def test_page(self):
     made = comparison.compare([str(self.root / "a"), str(self.root / "b")])
-    page = Page(html.write("Studies", [made], style.THEME))
+    page = Page(html.write("Studies", made, style.THEME))
     self.assertEqual(page.open, [])
     self.assertIn(("data-label", "Study"), page.attributes)
 
   def test_equal_names_are_told_apart_by_their_folders(self):
     leave(self.root / "c", *self.first)
     folders = [str(self.root / x) for x in "ac"]
-    made = comparison.compare(folders)
+    made = self.table(folders)
     self.assertEqual({row[1].text for row in made.rows}, set(folders))
     with self.assertRaisesRegex(UserError, "the same folder twice"):
       comparison.compare([folders[0], folders[0] + "/"])
 
   def test_metric(self):
     folders = [str(self.root / x) for x in "ab"]
-    made = comparison.compare(folders, "nll")
+    made = self.table(folders, "nll")
     self.assertEqual(made.columns[2], "NLL (nats)")
     values = [row[2].value for row in made.rows]
     self.assertEqual(values, sorted(values))
