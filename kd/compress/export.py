@@ -196,7 +196,7 @@ def save_weights(weights: Mapping[str, Array], path: pathlib.Path) -> None:
     if x.dtype.name in HALVES:
       halves[name] = [x.dtype.name, list(x.shape)]
       x = _packed(x)
-    tensors[name] = np.ascontiguousarray(x)
+    tensors[name] = np.ascontiguousarray(x).reshape(x.shape)  # () too
   metadata = {"halves": json.dumps(halves)} if halves else None
   path.write_bytes(safetensors.numpy.save(tensors, metadata))
 

@@ -6,6 +6,9 @@ traced before, and jax2onnx sees its primitives alone, some in another form:
   branches by platform    the one of any platform
   maxima over windows     of a reshaped array, where windows do not overlap
   cumulative maxima       of whole numbers, in float32
+  products of int8        of float32, which onnxruntime has
+  casts to int8           of what it holds: ONNX wraps the rest, XLA does not
+  padding                 a concatenation
 """
 
 import importlib.util
@@ -133,6 +136,15 @@ def _rule(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
       return walk(branch.jaxpr, branch.consts, values[1:], _rule)
     case "reduce_window_max":
       return [_pooled(values[0], keys)]
+    case "pad":
+      return [_padded(*values, keys["padding_config"])]
+    case "dot_general" if values[0].dtype == values[1].dtype == jnp.int8:
+      floats = [x.astype(jnp.float32) for x in values]
+      found = lax.dot_general(*floats, keys["dimension_numbers"])
+      return [found.astype(eqn.outvars[0].aval.dtype)]
+    case "convert_element_type" if keys["new_dtype"] == jnp.int8:
+      if jnp.issubdtype(values[0].dtype, jnp.floating):
+        return bind(eqn, [jnp.clip(values[0], -128, 127)])
     case "cummax" if jnp.issubdtype(values[0].dtype, jnp.integer):
       (found,) = bind(eqn, [values[0].astype(jnp.float32)])
       return [found.astype(values[0].dtype)]
@@ -141,12 +153,27 @@ def _rule(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
 
 def _pooled(x: Any, keys: Any) -> Any:
   """Returns the maxima over windows that lie side by side."""
-  window, padding = keys["window_dimensions"], keys["padding"]
-  if window != keys["window_strides"] or any(map(any, padding)):
+  window = keys["window_dimensions"]
+  if window != keys["window_strides"]:
     raise NotImplementedError(
-      f"maxima over windows {window}, with strides {keys['window_strides']} "
-      f"and padding {padding}"
+      f"maxima over windows {window} with strides {keys['window_strides']}"
     )
+  around = [(low, high, 0) for low, high in keys["padding"]]
+  x = _padded(x, jnp.asarray(-jnp.inf, x.dtype), around)
   parts = [n for size, own in zip(x.shape, window, strict=True)
            for n in (size // own, own)]  # fmt: skip
   return lax.reduce_max(lax.reshape(x, parts), range(1, len(parts), 2))
+
+
+def _padded(x: Any, value: Any, around: Any) -> Any:
+  """Returns an array with values before and after it along each axis."""
+  if any(low < 0 or high < 0 or inside for low, high, inside in around):
+    raise NotImplementedError(f"padding by {around}")
+  for axis, (low, high, _) in enumerate(around):
+    fill = lambda n, axis=axis, x=x: lax.broadcast(
+      value, (*x.shape[:axis], n, *x.shape[axis + 1 :])
+    )
+    ends = [fill(low)] if low else [], [fill(high)] if high else []
+    if low or high:
+      x = lax.concatenate([*ends[0], x, *ends[1]], axis)
+  return x

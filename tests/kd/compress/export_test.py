@@ -115,6 +115,7 @@ class WeightsTest(parameterized.TestCase):
     found = predict.read_weights(path)
     self.assertCountEqual(found, ["a.b", "c"])
     self.assertEqual(found["a.b"].dtype, x.dtype)
+    self.assertEqual(found["a.b"].shape, x.shape)
     np.testing.assert_array_equal(found["a.b"], x)
 
   def test_of_4_bits_take_half_a_byte(self):

@@ -4,13 +4,15 @@ import os
 import tempfile
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 from absl.testing import absltest, parameterized
+from flax import nnx
 
-from kd.compress import onnx_graph
-from tests.kd.compress.export_test import CASES, made
+from kd.compress import export, onnx_graph
+from tests.kd.compress.export_test import CASES, PIXELS, made
 
 
 class OnnxTest(parameterized.TestCase):
@@ -40,10 +42,37 @@ class OnnxTest(parameterized.TestCase):
     self.assertRegex(about["why"], "probabilities differ by .*more than 0.0001")
     self.assertFalse(os.path.exists(self.path))
 
-  def test_of_what_does_not_convert(self):
+  def test_of_poolings_that_do_not_fit(self):
     uneven = ({"name": "cnn", "channels": (2, 2, 2, 2)}, *CASES["cnn"][1:])
     with mock.patch.dict(CASES, cnn=uneven):
       about, *_ = self.written("cnn")
+    self.assertEqual(about["file"], "model.onnx", about)
+
+  def test_products_of_whole_numbers(self):
+    kernel = np.arange(-4, 8, dtype=np.int8).reshape(4, 3)
+
+    def call(weights, x):
+      del weights
+      whole = jnp.round(x).astype(jnp.int8)
+      y = jax.lax.dot(whole, kernel, preferred_element_type=jnp.int32)
+      return 0.01 * y.astype(jnp.float32)
+
+    x = np.float32([[127.6, -128.6, 2.4, 0.0], [1.0, 2.0, 3.0, 4.0]])
+    program = export.Program(call, {}, (4,), x.dtype)
+    path = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), "x")
+    logits = 0.01 * np.clip(np.round(x), -128, 127) @ kernel
+    about = onnx_graph.write(program, x, logits, path)
+    self.assertEqual(about["file"], "x", about)
+
+  def test_of_what_does_not_convert(self):
+    def call(weights, x):
+      del weights
+      return nnx.max_pool(x, (2, 2), (1, 1))
+
+    x = PIXELS.astype(np.float32)
+    program = export.Program(call, {}, x.shape[1:], x.dtype)
+    path = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), "x")
+    about = onnx_graph.write(program, x, x[:, 1:, 1:], path)
     self.assertIsNone(about["file"])
     self.assertRegex(about["why"], "could not take it: .*maxima over windows")
 
