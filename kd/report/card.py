@@ -86,12 +86,6 @@ def _what(results, config, about, arm) -> list[Block]:
     f"of its arm {code(study['arm'])} ({what}), with the {which}. "
     f"{code(model['name'])}, {model['parameters']:,} parameters."
   ]
-  if steps := arm["config"].get("compress"):
-    chain = ", then ".join(
-      " ".join(f"{k} = {wording.plain(v)}" for k, v in step.items())
-      for step in steps
-    )
-    said.append(f"It was made smaller: {chain}.")
   if arm.get("arithmetic"):
     said.append(f"Arithmetic: {arm['arithmetic']}.")
   verdict, *_ = sentences.verdict(results)

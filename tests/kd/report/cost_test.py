@@ -30,7 +30,7 @@ class CostTest(absltest.TestCase):
     said = cost.sentence(priced())
     # 100 and 500 calls, at 100 a month.
     self.assertRegex(said, "`soft` pays for itself after 1(.01)? months")
-    self.assertIn("less the teacher's is −1.0 points", said)
+    self.assertIn("less the teacher's is \N{MINUS SIGN}1.0 points", said)
     self.assertNotIn("Never", said)
 
   def test_says_never(self):
