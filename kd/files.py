@@ -18,10 +18,15 @@ def write_text(path: str, text: str) -> None:
   Raises:
     UserError: it cannot be written.
   """
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: str, content: bytes) -> None:
+  """Writes bytes as `write_text` a text."""
   scratch = f"{path}.tmp"
   try:
-    with open(scratch, "w", encoding="utf-8") as f:
-      f.write(text)
+    with open(scratch, "wb") as f:
+      f.write(content)
       f.flush()
       os.fsync(f.fileno())
     os.replace(scratch, path)

@@ -20,7 +20,7 @@ try:
 except ImportError:  # jax.export reads with it, and jax does not bring it
   sys.path.append(HERE)
 
-from jax import device_put, export, jit  # noqa: E402
+from jax import export, jit  # noqa: E402
 
 DTYPES = {
   "BF16": ml_dtypes.bfloat16,
@@ -62,8 +62,7 @@ class Model:
   def __init__(self, folder=HERE):
     with open(os.path.join(folder, "model.json"), encoding="utf-8") as f:
       self.about = json.load(f)
-    found = read_weights(os.path.join(folder, "model.safetensors"))
-    self.weights = device_put(found)
+    self.weights = read_weights(os.path.join(folder, "model.safetensors"))
     with open(os.path.join(folder, "model.jax_export"), "rb") as f:
       self._call = jit(export.deserialize(bytearray(f.read())).call)
 

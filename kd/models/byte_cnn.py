@@ -89,7 +89,7 @@ class ByteCNN(nnx.Module):
       else None
     )
     self.signature = embedding(2 * embed, 0.5) if first else None
-    self.first = first
+    self.block, self.first = block, first
     self.dropout = nnx.Dropout(dropout)
     width = TOKENS + channels + 2 * embed * first
     self.dense = nnx.Linear(width, hidden, kernel_init=he, rngs=rngs)
@@ -103,7 +103,7 @@ class ByteCNN(nnx.Module):
     counts = jnp.zeros((x.shape[0], TOKENS)).at[rows, x].add(1.0, mode="drop")
     features = [COUNTS * jnp.sqrt(counts / x.shape[1])]
     if self.conv is not None and self.embed is not None:
-      blocks = self.embed(x).reshape(x.shape[0], -1, self.conv.in_features)
+      blocks = self.embed(x).reshape(x.shape[0], x.shape[1] // self.block, -1)
       patterns = nnx.relu(self.conv(blocks)).max(axis=1)
       features.append(drop(self.dropout, PATTERNS * patterns, rngs))
     if self.signature is not None:

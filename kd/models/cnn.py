@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
 from kd.config import rules
 from kd.errors import UserError
 from kd.models.outputs import Outputs, drop, outputs
+from kd.models.windows import windows
 
 
 class CNN(nnx.Module):
@@ -88,16 +88,8 @@ def convolution(x_BxHxWxC, kernel_RxSxCxD, *args, **keys) -> Array:
   """
 
   def patches(x, kernel):
-    height, width = x.shape[1:3]
-    rows, columns, _, d = kernel.shape
-    around = [(0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)]
-    x = jnp.pad(x, around)
-    shifted = [
-      x[:, i : i + height, j : j + width]
-      for i in range(rows)
-      for j in range(columns)
-    ]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, d)
+    seen = windows(x, kernel.shape[:2], "SAME")
+    return seen @ kernel.reshape(-1, kernel.shape[-1])
 
   def native(x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, *args, **keys)

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kd.errors import UserError
+from kd.models import quantized
 from kd.models.attention import Places, attend
 from kd.models.outputs import Outputs
 from kd.models.rope import rotate
@@ -254,7 +255,7 @@ class Decoder(nnx.Module):
       for rope in dict.fromkeys(layer.rope for layer in spec.layers)
     }
     # Rounded after the look-up, whose gradient so adds up in param_dtype.
-    x_BxLxD = jnp.take(self.embed.embedding[...], ids_BxL, axis=0)
+    x_BxLxD = quantized.looked_up(self.embed, ids_BxL)
     x_BxLxD = x_BxLxD.astype(self.numerics.dtype)
     x_BxLxD *= jnp.asarray(spec.embed_scale, x_BxLxD.dtype)
     policy, kept = REMAT[self.numerics.remat], []
@@ -281,14 +282,10 @@ class Decoder(nnx.Module):
     return Cache(make(), make())
 
   @property
-  def kernel(self) -> Float[Array, "D V"]:
+  def kernel(self) -> Float[Array, "D V"] | quantized.Kernel:
     """The head's kernel, in `numerics.dtype`."""
-    table = (
-      self.embed.embedding[...].T
-      if self.head is None
-      else self.head.kernel[...]
-    )
-    return jnp.asarray(table, self.numerics.dtype)
+    nothing = jnp.zeros((1, self.spec.width), self.numerics.dtype)
+    return self.outputs(nothing).kernel
 
   def to_logits(
     self, hidden: Float[Array, "*axes D"]
@@ -299,7 +296,11 @@ class Decoder(nnx.Module):
   def outputs(self, hidden: Float[Array, "*axes D"]) -> Outputs:
     """Returns what the head, with all of its columns, makes of `hidden`."""
     cap, scale = self.spec.logits_cap, self.spec.logits_scale
-    return Outputs(hidden, self.kernel, soft_cap=cap, scale=scale)
+    head = self.embed if self.head is None else self.head
+    hidden, kernel = quantized.operands(head, hidden)
+    if not isinstance(kernel, quantized.Kernel):
+      kernel = jnp.asarray(kernel, self.numerics.dtype)
+    return Outputs(hidden, kernel, soft_cap=cap, scale=scale)
 
   def logits(
     self,

@@ -165,7 +165,7 @@ def forward(
   return _forward(key, signature, batch, fn)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=128)
 def _forward(student: str, signature: Signature, batch: int, fn):
   graphdef, _ = define(config.tuples(json.loads(student)), signature)
   return jax.jit(

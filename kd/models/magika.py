@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from kd import files
 from kd.errors import UserError
+from kd.models import quantized
 from kd.models.outputs import Outputs, outputs
 
 INSTALL = "pip install --no-deps -r requirements-data.txt"
@@ -93,7 +94,8 @@ class Magika(nnx.Module):
     self, x_BxL: Float[Array, "B 2048"], rngs: nnx.Rngs | None = None
   ) -> Outputs:
     del rngs  # it has no dropout
-    table = nnx.gelu(self.embed.embedding[...] + self.embed_bias[...])
+    every = quantized.looked_up(self.embed, jnp.arange(TOKENS))
+    table = nnx.gelu(every + self.embed_bias[...])
     x = jnp.take(table, x_BxL.astype(jnp.int32), axis=0)
     x = self.norm(x.reshape(-1, LENGTH // 4, 4 * 64))
     x = nnx.gelu(self.conv(x)).max(axis=1)

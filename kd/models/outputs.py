@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from kd.models.quantized import Kernel, operands
 from kernels import Head, token_log_probs
 
 # Chosen, not measured: well above the usual K of samples.
@@ -26,7 +27,8 @@ class Outputs:
 
   Attributes:
     hidden, kernel, bias: z = scale (hidden @ kernel + bias) are the logits, or
-      where there is a `soft_cap`, soft_cap tanh(z / soft_cap) are.
+      where there is a `soft_cap`, soft_cap tanh(z / soft_cap) are. A kernel
+      that is rounded (kd.models.quantized) has a product alone.
     kept: a vocabulary that is smaller than the kernel's: its class i is column
       kept[i], and its last class is all other columns together, whose logit is
       their log-sum-exp. None where classes are columns.
@@ -38,7 +40,7 @@ class Outputs:
   """
 
   hidden: Float[Array, "B H"]
-  kernel: Float[Array, "H V"]
+  kernel: Float[Array, "H V"] | Kernel
   bias: Float[Array, "V"] | None = None
   kept: Int[Array, "C"] | None = None
   vocab_size: int | None = dataclasses.field(
@@ -67,10 +69,12 @@ class Outputs:
     """What the kernels compute the logits from.
 
     Raises:
-      ValueError: classes are not the kernel's columns.
+      ValueError: classes are not the columns of an array.
     """
     if self.kept is not None:
       raise ValueError("a smaller vocabulary than the head's has no head")
+    if isinstance(self.kernel, Kernel):
+      raise ValueError("a rounded kernel is no array")
     return Head(
       self.hidden,
       self.kernel,
@@ -87,7 +91,10 @@ class Outputs:
     return self.soft_cap * jnp.tanh(z / self.soft_cap)
 
   def _logits(self, hidden: Float[Array, "... H"]) -> Float[Array, "... V"]:
-    z = jnp.matmul(hidden, self.kernel, preferred_element_type=jnp.float32)
+    if isinstance(self.kernel, Kernel):
+      z = (hidden @ self.kernel).astype(jnp.float32)
+    else:
+      z = jnp.matmul(hidden, self.kernel, preferred_element_type=jnp.float32)
     z = self._bounded(z if self.bias is None else z + self.bias)
     if self.vocab_size is not None:
       z = z[..., : self.vocab_size]
@@ -119,7 +126,7 @@ class Outputs:
 
   def logits_at(self, ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
     """Returns the logits of K classes, without the others if V is large."""
-    if self.kept is not None:
+    if self.kept is not None or isinstance(self.kernel, Kernel):
       return self.each(lambda z, i: z[i], ids)
     if not self.is_large:
       return jnp.take_along_axis(self.logits, ids, axis=-1)
@@ -133,7 +140,8 @@ class Outputs:
     self, ids: Int[Array, "B K"], temperature
   ) -> Float[Array, "B K"]:
     """Returns log softmax(logits / T) of K classes, K >= 1."""
-    if self.kept is not None or not self.is_large:
+    whole = self.kept is not None or isinstance(self.kernel, Kernel)
+    if whole or not self.is_large:
       take = lambda z, i: jax.nn.log_softmax(z / temperature)[i]
       return self.each(take, ids)
     first = token_log_probs(self.head, ids[:, 0], temperature=temperature)
@@ -149,7 +157,8 @@ class Outputs:
 def outputs(hidden: Float[Array, "B H"], head: nnx.Linear) -> Outputs:
   """Returns the outputs of a model whose head is a linear layer with a bias."""
   assert head.bias is not None
-  return Outputs(hidden, jnp.asarray(head.kernel[...]), head.bias[...])
+  hidden, kernel = operands(head, hidden)
+  return Outputs(hidden, kernel, head.bias[...])
 
 
 def drop(dropout: nnx.Dropout, x: Array, rngs: nnx.Rngs | None) -> Array:

@@ -11,6 +11,7 @@ of its keyword arguments, which a config then takes; and give it an entry in
 MODELS.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from flax import nnx
 
 from kd.config import rules
 from kd.errors import UserError
+from kd.models import quantized
 from kd.models.byte_cnn import ByteCNN
 from kd.models.checkpoint_model import Checkpoint
 from kd.models.cnn import CNN
@@ -45,7 +47,7 @@ def check(path: str, options: Mapping[str, Any]) -> None:
     )
   accepted = MODELS[name].OPTIONS
   for key, value in options.items():
-    if key == "name":
+    if key in ("name", quantized.OPTION):
       continue
     if key not in accepted:
       raise UserError(
@@ -63,9 +65,23 @@ def create(
   input_shape: Sequence[int] = (28, 28, 1),
   **options,
 ) -> nnx.Module:
-  """Makes a model by name; `options` are its class's keyword arguments."""
+  """Makes a model by name; `options` are its class's keyword arguments, and
+  `quantized` makes its layers those of kd.models.quantized.
+
+  The model keeps what it is made of, as JSON: `made_of`.
+  """
   check("model", {"name": name, **options})
-  return MODELS[name](input_shape, num_classes, rngs=rngs, **options)
+  how = options.pop(quantized.OPTION, None)
+  model = MODELS[name](input_shape, num_classes, rngs=rngs, **options)
+  model.made_of = json.dumps(
+    {
+      "input_shape": list(input_shape),
+      "num_classes": num_classes,
+      "student": {"name": name, **options},
+    },
+    sort_keys=True,
+  )
+  return quantized.convert(model, how) if how else model
 
 
 def num_params(model: nnx.Module) -> int:
