@@ -6,8 +6,8 @@ import re
 
 from absl.testing import absltest, parameterized
 
-from kd.objectives import terms
 from kd.report import record
+from kd.study import workdir
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 READMES = sorted(FOLDER.glob("*/README.md"))
@@ -39,7 +39,7 @@ class RecordsTest(parameterized.TestCase):
   def test_tables_and_sentences_are_made_of_the_results(self, path):
     section = path.stem.removeprefix("results").removeprefix("-") or "results"
     results = json.loads(path.read_text())
-    words = {k: terms.words(a["config"]) for k, a in results["arms"].items()}
+    words = {k: workdir.said(a["config"]) for k, a in results["arms"].items()}
     written = sections((path.parent / "README.md").read_text())[section]
     self.assertIn(record.table(results, words).strip(), written)
     rest = written.replace(record.table(results, words).strip(), "")

@@ -1,8 +1,8 @@
 """Arms that train nothing of their own, told from those that do.
 
     trained   minimises its objective, for every seed
-    shared    says nothing else that training reads than an arm before it, and
-              takes its weights: ten ways to compress a student train once
+    shared    says nothing else that training reads than another arm, and takes
+              its weights: ten ways to compress a student train once
     made      has no loss, and is made of what the study has
 
 To add a kind that is made, give it an entry in MADE, and to
@@ -14,12 +14,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from kd.config import rules
+from kd.config import compression, rules
 from kd.config.rules import Check
 from kd.config.sections import IN_ARMS
 
 # Of an arm, what its training does not read.
-NOT_TRAINING = ("baseline", "overrides")
+NOT_TRAINING = ("baseline", "overrides", "compress")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ def is_made(arm: Mapping[str, Any]) -> bool:
 
 
 def leaders(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
-  """Returns the arm whose training each arm has: itself, one before it, or
-  None where it is made.
+  """Returns the arm whose training each arm has: itself, another one, of those
+  alike the first without `compress`, or None where it is made.
 
   >>> leaders(
   ...   {
@@ -59,18 +59,28 @@ def leaders(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
   {'a': 'a', 'b': 'a', 'c': None}
   """
   first: dict[str, str] = {}
-  return {
-    name: None
-    if is_made(arm)
-    else first.setdefault(json.dumps(_training(arm), sort_keys=True), name)
+  kinds = {
+    name: json.dumps(_training(arm), sort_keys=True)
     for name, arm in arms.items()
+    if not is_made(arm)
   }
+  for name in sorted(kinds, key=lambda name: "compress" in arms[name]):
+    first.setdefault(kinds[name], name)
+  return {name: first.get(kinds.get(name, "")) for name in arms}
 
 
 def trained(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """Returns the arms that train for themselves."""
   of = leaders(arms)
-  return {name: arm for name, arm in arms.items() if of[name] == name}
+  return {name: _student(arm) for name, arm in arms.items() if of[name] == name}
+
+
+def _student(arm: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns an arm whose student knows what it will be rounded to."""
+  step = compression.aware(arm)
+  if step is None:
+    return arm
+  return {**arm, "student": {**arm["student"], "quantized": step}}
 
 
 def of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,4 +106,5 @@ _COMMON = (*IN_ARMS, *NOT_TRAINING, "objective")
 
 
 def _training(arm: Mapping[str, Any]) -> dict[str, Any]:
-  return {k: v for k, v in arm.items() if k not in NOT_TRAINING}
+  own = {k: v for k, v in arm.items() if k not in NOT_TRAINING}
+  return own | {"aware": compression.aware(arm)}

@@ -11,7 +11,14 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from kd.config import contrasts, costs, rules, sections, sweeps
+from kd.config import (
+  compression,
+  contrasts,
+  costs,
+  rules,
+  sections,
+  sweeps,
+)
 from kd.config.sections import IN_ARMS, IN_ARMS_TRAIN, SECTIONS
 from kd.errors import UserError
 
@@ -114,6 +121,9 @@ def _merge(name: str, arm: dict, tree: Mapping) -> dict[str, Any]:
     merged[section] = {**base, **own}
     sections.check_section(section, path, merged[section])
     merged[section] = sections.normal(section, merged[section])
+  if "compress" in arm:
+    path = f"arms.{name}.compress"
+    merged["compress"] = compression.normal(path, arm["compress"])
   _check_signal(f"arms.{name}.signal", merged["signal"], tree["filters"])
   _check_student(f"arms.{name}.student", merged["student"])
   sections.check_train(f"arms.{name}.train", merged["train"])
@@ -156,3 +166,8 @@ def _check_signal(path: str, section: Mapping, filters: Mapping) -> None:
 def _check_student(path: str, student: Mapping[str, Any]) -> None:
   if "name" not in student:
     raise UserError(f"{path}.name is missing: expected a model's name")
+  if "quantized" in student:
+    raise UserError(
+      f"{path}.quantized = {student['quantized']!r}: no option; expected "
+      "arms.NAME.compress"
+    )

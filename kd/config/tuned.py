@@ -9,7 +9,7 @@ from typing import Any
 
 from kd.config.sections import IN_ARMS
 
-NO_LOSS = (*IN_ARMS, "overrides", "objective", "baseline")
+NO_LOSS = (*IN_ARMS, "overrides", "objective", "baseline", "compress")
 # What only some optimisers have.
 ONLY_OF = {"weight_decay": ("adamw", "sgd"), "momentum": ("sgd",)}
 

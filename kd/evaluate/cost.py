@@ -1,5 +1,6 @@
 """What a model costs to ask: its parameters, and the time of a forward pass."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from kd.data.task import Task
-from kd.models import functional, sampler
+from kd.models import functional, quantized, sampler
 from kd.teachers.writing import Writer
 from kd.train.arms import Group
 from kd.train.step import TrainState
@@ -57,9 +58,11 @@ def distinct(
 
 
 def parameters(weights: Mapping[str, Any]) -> int:
-  """Counts a model's numbers, but for such as batch statistics."""
+  """Counts a model's numbers, but for such as batch statistics and scales."""
   own = weights["params"], weights.get("frozen")
-  return sum(x.size for x in jax.tree.leaves(own))
+  is_kernel = lambda x: isinstance(x, quantized.Kernel)
+  found = jax.tree.leaves(own, is_leaf=is_kernel)
+  return sum(math.prod(x.shape) for x in found)
 
 
 def measure(

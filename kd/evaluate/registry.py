@@ -215,6 +215,12 @@ METRICS: dict[str, Metric] = {
     "agreement of words",
     lambda text, of: text.agreement(of.written, of.teacher),
   ),
+  # What a run's model asks of a device (kd.evaluate.meter).
+  "bytes": Metric("bytes on disk", Unit("bytes", digits=0), -1),
+  "parameters": Metric("parameters", Unit("", digits=0), -1),
+  "peak_bytes": Metric("peak memory", Unit("bytes", digits=0), -1),
+  "latency_seconds": Metric("one example", Unit("s", digits=6), -1),
+  "throughput_seconds": Metric("each of many", Unit("s", digits=6), -1),
   # Not of a run's logits: choices made on validation, and what a black box
   # answered.
   "deferred": Metric("handed on", PERCENT, shown="table"),

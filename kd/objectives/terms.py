@@ -171,7 +171,7 @@ def _names(arm: Mapping[str, Any]) -> list[str]:
 
 def loss_keys(arm: Mapping[str, Any]) -> dict[str, Any]:
   """Returns an arm's keys of the loss: the rest is how it trains."""
-  others = ("objective", "baseline", "overrides", *sections.IN_ARMS)
+  others = ("objective", *made.NOT_TRAINING, *sections.IN_ARMS)
   return {k: v for k, v in arm.items() if k not in others}
 
 

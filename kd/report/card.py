@@ -186,8 +186,8 @@ def _measured(results, study, arm) -> list[Block]:
   teacher = results.get("teacher") or {}
   rows = []
   for metric, entry in arm["metrics"].items():
-    found = registry.METRICS.get(registry.family(metric))
-    if found is None or found.per_class or entry["mean"] is None:
+    found = registry.lookup(metric)
+    if found.per_class or not found.better or entry["mean"] is None:
       continue
     if not _of_weights(metric, arm["metrics"], study["weights"]):
       continue

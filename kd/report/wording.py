@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from kd.config import leaves
+from kd.config import leaves, made
+from kd.config.sections import IN_ARMS
 from kd.evaluate import registry
 from kd.evaluate.design import Design
 from kd.report.blocks import code
@@ -21,7 +22,7 @@ from kd.report.blocks import code
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 # Of an arm's config: what the words of its objective leave out.
-_SECTIONS = ("objective", "signal", "student", "train", "overrides", "baseline")
+_SECTIONS = ("objective", *IN_ARMS, *made.NOT_TRAINING)
 
 
 def metric_name(metric: str) -> str:

@@ -183,7 +183,7 @@ def with_the_task(
     black_box.check(task)  # what there is to draw from isn't known yet
   else:
     starts = transfer_sets.first_rows(settings, task, fraction)
-    for group in groups:
+    for group in (*groups, *untrained.recovering(settings)):
       start = starts[group.signal["pool"]]
       transfer_sets.draw(group.signal, task, replicate.draws, start)
     transfer_sets.check_stores(groups, task, starts)

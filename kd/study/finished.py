@@ -10,7 +10,7 @@ from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError
 from kd.models import functional
-from kd.study import replicates, students, untrained
+from kd.study import compression, replicates, students, untrained
 from kd.teachers import answers, model
 from kd.train import arms, checkpoint, loop
 from kd.train.batches import Setup
@@ -104,7 +104,11 @@ def read(
   states = {leader: loop.read(groups, setup, folder, leader)}
   asked = {leader: every[leader], arm: own}
   groups, states = untrained.extended(
-    {**of.settings, "arms": asked}, [group], states, teacher
+    {**of.settings, "arms": asked},
+    [group],
+    states,
+    teacher,
+    compression.Kept(of.folder, of.seeds, "best" if best else "last"),
   )
   (group,) = (g for g in groups if arm in g.names)
   state, run = states[arm], list(of.seeds).index(seed)

@@ -24,6 +24,7 @@ from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
 from kd.evaluate import prices, verdict
+from kd.evaluate.meter import Meter
 from kd.report import page
 from kd.study import (
   check,
@@ -180,13 +181,18 @@ class _Study:
       return None
     scored, sizes, times = [], {}, {}
     compiled: loop.Programs | None = None
+    recovering: dict[str, loop.Programs] = {}
+    meter = None
+    if self.settings["evaluate"]["measure"]:
+      batch = self.settings["evaluate"]["batch_size"]
+      meter = Meter(self.every[0].task, batch)
     for one in self.every:
       with clock.phase("train"):
         compiled = compiled or loop.programs(
           self.groups, one.setup(one.of.seeds)
         )
         states = one.train(self.groups, compiled)
-        groups, states = one.extended(self.groups, states)
+        groups, states = one.extended(self.groups, states, recovering)
       if last < PHASES.index("evaluate"):
         continue
       logging.info("evaluating %d arms", len(states))
@@ -194,13 +200,15 @@ class _Study:
         clock.phase("evaluate"),
         runs.memory(self.settings, "evaluating"),
       ):
-        scored.append(one.evaluate(groups, states))
+        scored.append(one.evaluate(groups, states, meter))
         if not sizes:
           sizes, times = one.cost(groups, states)
     if last < PHASES.index("evaluate"):
       return None
     with clock.phase("evaluate"):
       results = outcome.results(self.settings, scored, self._facts())
+    for name, text in meter.arithmetic.items() if meter else ():
+      results["arms"][name]["arithmetic"] = text
     results["models"] = sizes
     if warnings := [*warnings, *verdict.warnings(results)]:
       results["warnings"] = warnings

@@ -14,13 +14,21 @@ from kd.data.task import Task
 from kd.errors import out_of_memory
 from kd.evaluate import (
   cascade,
-  cost,
   disagreements,
   registry,
   scores,
   written,
 )
-from kd.study import students, transfer_sets, tune, untrained, workdir
+from kd.evaluate.meter import Meter
+from kd.study import (
+  compression,
+  measured,
+  students,
+  transfer_sets,
+  tune,
+  untrained,
+  workdir,
+)
 from kd.study.outcome import Outcome
 from kd.study.replicates import Replicate
 from kd.teachers import (
@@ -63,6 +71,7 @@ class Runs:
     bought: {arm: the teacher's tokens that it costs}, likewise, of tokens.
     cut: the completions that a row had no room for, likewise.
     search: of `tune.search`, where the arms are tuned, filled by `train`.
+    trained: the arms that train, at what it chose, likewise.
   """
 
   of: Replicate
@@ -76,6 +85,7 @@ class Runs:
   bought: Mapping[str, float] = dataclasses.field(default_factory=dict)
   cut: int = 0
   search: Mapping[str, Any] | None = None
+  trained: Sequence[arms.Group] = ()
 
   @property
   def _batch(self) -> int:
@@ -98,12 +108,13 @@ class Runs:
   def label(self, groups: Sequence[arms.Group]) -> None:
     """Makes the transfer sets."""
     pools = transfer_sets.Pools(self.of, self.task, self.teacher, self.box)
+    groups = [*groups, *untrained.recovering(self.of.settings)]
     self.transfers = pools.transfers(groups)
     self.funnels = pools.funnels
     self.cut = pools.cut
     if bought := pools.bought:
       of = made.leaders(self.of.settings["arms"])
-      self.bought = {a: bought[b] if b else 0.0 for a, b in of.items()}
+      self.bought = {a: bought.get(b or a, 0.0) for a, b in of.items()}
 
   def setup(self, seeds: Sequence[int]) -> Setup:
     """Returns what the runs of these seeds share."""
@@ -126,6 +137,7 @@ class Runs:
     section, seeds = self.of.settings["train"], self.of.seeds
     if self.of.settings["tune"]["budget"]:
       groups = self._tune(groups, compiled)
+    self.trained = groups
     name, board = "train", ""
     if self.total > 1:
       board = f"replicate {self.of.number}"
@@ -182,13 +194,44 @@ class Runs:
     return at(self.search["choice"])
 
   def extended(
-    self, groups: Sequence[arms.Group], states: States
+    self,
+    groups: Sequence[arms.Group],
+    states: States,
+    programs: dict[str, loop.Programs],
   ) -> tuple[list[arms.Group], States]:
-    """Returns groups and states of every arm, whether or not it trained."""
-    return untrained.extended(self.of.settings, groups, states, self.teacher)
+    """Returns groups and states of every arm, of those that trained.
 
-  def evaluate(self, groups: Sequence[arms.Group], states: States) -> Outcome:
-    """Scores the arms and the teacher on the test split."""
+    `programs` are of arms that recover from pruning, for all replicates.
+    """
+    settings = self.of.settings
+    made = compression.Maker(
+      self._kept,
+      {n: a.get("compress", ()) for n, a in settings["arms"].items()},
+      [*self.trained, *untrained.recovering(settings)],
+      self.setup(self.of.seeds),
+      programs,
+    )
+    with memory(settings, "compressing"):
+      return untrained.extended(settings, groups, states, self.teacher, made)
+
+  @property
+  def _kept(self) -> compression.Kept:
+    """Where the models of the runs are."""
+    selection = registry.selection(self.of.settings["evaluate"]["metric"])
+    return compression.Kept(self.of.folder, self.of.seeds, selection)
+
+  def evaluate(
+    self,
+    groups: Sequence[arms.Group],
+    states: States,
+    meter: Meter | None = None,
+  ) -> Outcome:
+    """Scores the arms and the teacher on the test split.
+
+    Args:
+      groups, states: of every arm.
+      meter: measures what they ask of a device.
+    """
     options = self.of.settings["evaluate"]
     said, teacher_scores, teacher_bins = self._judge_teacher()
     scored: dict[str, scores.Scored] = {}
@@ -207,6 +250,11 @@ class Runs:
       scored[name] = scores.arm(
         *of, shift_classes=options["shift_classes"], **keys
       )
+    if meter is not None:
+      asked = groups, states, meter
+      of_arms = measured.arms(self.of.settings, self._kept, self.task, *asked)
+      for name, own in of_arms.items():
+        scored[name].values.update(own)
     shown: list[dict[str, Any]] = []
     groups_of_test = self.task.test_groups
     if options["generate"]["prompts"]:
@@ -327,30 +375,8 @@ class Runs:
     self, groups: Sequence[arms.Group], states: States
   ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the models' sizes and their latencies."""
-    settings, asked = self.of.settings, {}
-    if self.teacher is not None:
-      asked["teacher"] = (self.teacher.model, self.teacher.weights)
-    names = list(settings["arms"])
-    own, _ = students.resolve(
-      "student", settings["student"], settings, self.task
-    )
-    asked |= cost.distinct(groups, states, own, names)
-    sizes = {
-      name: {"name": kind["name"], "parameters": cost.parameters(weights)}
-      for name, (kind, weights) in asked.items()
-    }
-    times = {}
-    if self.teacher is not None and self.teacher.reader is not None:
-      del asked["teacher"]
-      rows = range(min(len(self.task.test), prompted.AT_ONCE))
-      texts = prompted.texts(self.task, "test", rows)
-      times["teacher"] = cost.timed(self.teacher.reader.logits, texts)
-    new = settings["evaluate"]["generate"]
-    new = new["max_new_tokens"] if new["prompts"] else 0
-    return sizes, times | {
-      name: cost.measure(kind, weights, self.task, self._batch, new)
-      for name, (kind, weights) in asked.items()
-    }
+    settings = self.of.settings
+    return measured.models(settings, self.task, self.teacher, groups, states)
 
 
 def memory(

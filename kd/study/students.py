@@ -28,6 +28,7 @@ from kd.models import (
   config_json,
   functional,
   pretrained,
+  quantized,
   slicing,
 )
 from kd.models.decoder import Decoder, arrays
@@ -87,7 +88,7 @@ def check(path: str, student: Mapping[str, Any], teacher: Mapping) -> None:
     return
   rules.check_keys(f"{path}.from_teacher", dict.fromkeys(CUT) | cut, CUT)
   for key in student:
-    if key not in ("name", "from_teacher", *KEPT):
+    if key not in ("name", "from_teacher", quantized.OPTION, *KEPT):
       raise UserError(
         f"{path}.{key} = {student[key]!r}: what {path}.from_teacher cuts has "
         f"the teacher's; expected no option but {', '.join(KEPT)}"
@@ -150,7 +151,7 @@ def resolve(
   start["dtype"] = student.get("param_dtype", "float32")
   made = {
     "name": "decoder",
-    **{k: student[k] for k in KEPT if student.get(k)},
+    **{k: student[k] for k in (*KEPT, quantized.OPTION) if student.get(k)},
     "config": json.dumps(
       config_json.write(slicing.smaller(spec, **_cut(start, task))),
       sort_keys=True,

@@ -8,7 +8,7 @@ After it an arm is a model, `group.student`, and the weights of its runs,
 arms asks no more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +18,17 @@ import numpy as np
 from kd.config import made
 from kd.data.task import Task
 from kd.errors import UserError
+from kd.study import compression, students
 from kd.teachers import answers, model
 from kd.teachers.teacher import Teacher
+from kd.train import loop
 from kd.train.arms import Group, Part
 from kd.train.step import TrainState
+
+Compressed = Callable[
+  [str, str | None, Mapping[str, Any], TrainState],
+  tuple[Mapping[str, Any], TrainState],
+]
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -40,7 +47,7 @@ def check(settings: Mapping[str, Any]) -> None:
     if not made.is_made(arm):
       continue
     made.check(path, arm)
-    for section in arm["overrides"]:
+    for section in () if _recovers(arm) else arm["overrides"]:
       raise UserError(
         f"{path}.{section} = {arm['overrides'][section]}: expected none, since "
         f"objective = {arm['objective']!r} trains nothing"
@@ -62,6 +69,10 @@ def _check_cascade(
     for name, other in settings["arms"].items()
     if other["objective"] not in ("cascade", "teacher")
   ]
+  if "compress" in arm:
+    raise UserError(
+      f"{path}.compress: expected none of a cascade, but of arms.{arm['of']}"
+    )
   if arm["of"] not in others:
     raise UserError(
       f"{path}.of = {arm['of']!r}: expected the arm that answers first, one of "
@@ -75,12 +86,18 @@ def _check_cascade(
 
 
 def check_task(settings: Mapping[str, Any], task: Task) -> None:
-  """Checks what the task decides of arms that are made.
+  """Checks what the task decides of arms that are made, or compressed.
 
   Raises:
     UserError: naming the key.
   """
   for name, arm in settings["arms"].items():
+    if chain := arm.get("compress"):
+      path = f"arms.{name}.student"
+      student = model.kind(settings["teacher"])
+      if not made.is_made(arm):
+        student, _ = students.resolve(path, arm["student"], settings, task)
+      compression.check(f"arms.{name}.compress", chain, student, task)
     if arm["objective"] == "teacher" and model.is_prompted(
       settings["teacher"], task
     ):
@@ -96,6 +113,7 @@ def extended(
   groups: Sequence[Group],
   states: Mapping[str, TrainState],
   teacher: Teacher | None,
+  compressed: Compressed | None = None,
 ) -> tuple[list[Group], dict[str, TrainState]]:
   """Returns groups and states of every arm, in the config's order of arms.
 
@@ -103,24 +121,59 @@ def extended(
     settings: the resolved config.
     groups, states: of the arms that trained, for each the runs of a replicate.
     teacher: the replicate's.
+    compressed: (arm, the one whose training it has or None, options and state
+      of what it is made of) -> (options, state) of an arm that is compressed;
+      None where none is.
   """
   trained = {name: group for group in groups for name in group.names}
   runs = len(next(iter(states.values())).diverged)
-  every, found = list(groups), {}
-  leaders = made.leaders(settings["arms"])
-  for name, arm in settings["arms"].items():
-    # The model of a cascade is the one that answers first.
-    leader = leaders[arm["of"] if arm["objective"] == "cascade" else name]
+  leaders, found = made.leaders(settings["arms"]), {}
+  plain = [n for n, arm in settings["arms"].items() if "compress" not in arm]
+  every = [g for some in groups for g in _of_arms(some, plain)]
+  asks = lambda name: settings["arms"][name]["objective"] == "cascade"
+  for name in sorted(settings["arms"], key=asks):
+    arm, leader = settings["arms"][name], leaders[name]
+    if asks(name):
+      # The model of a cascade is the one that answers first.
+      (first,) = (g for g in every if arm["of"] in g.names)
+      every.append(untrained(name, first.student, first.signal))
+      found[name] = found[arm["of"]]
+      continue
     if leader is None:
       assert teacher is not None  # `check` sees to it
-      every.append(untrained(name, teacher.model))
-      found[name] = of_weights(teacher.weights, runs)
-      continue
-    found[name] = states[leader]
-    if name != leader:
-      alike = trained[leader]
+      alike = untrained(name, teacher.model)
+      state = of_weights(teacher.weights, runs)
+    else:
+      alike, state = trained[leader], states[leader]
+    if arm.get("compress"):
+      assert compressed is not None
+      student, state = compressed(name, leader, alike.student, state)
+      every.append(untrained(name, student, alike.signal))
+    elif name != leader:
       every.append(untrained(name, alike.student, alike.signal))
-  return every, found
+    found[name] = state
+  return every, {name: found[name] for name in settings["arms"]}
+
+
+def _of_arms(group: Group, names: Sequence[str]) -> list[Group]:
+  """Returns the group less the arms that are compressed: what these learned is
+  no arm."""
+  if set(group.names) <= set(names):
+    return [group]
+  return [g for g in loop.split(group) if g.names[0] in names]
+
+
+def recovering(settings: Mapping[str, Any]) -> list[Group]:
+  """Returns what arms of the teacher train to recover from pruning."""
+  return [
+    compression.recovery(name, arm, model.kind(settings["teacher"]))
+    for name, arm in settings["arms"].items()
+    if made.is_made(arm) and _recovers(arm)
+  ]
+
+
+def _recovers(arm: Mapping[str, Any]) -> bool:
+  return any(step.get("recover") for step in arm.get("compress", ()))
 
 
 def untrained(

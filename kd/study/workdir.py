@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from kd import files, interrupts
-from kd.config import leaves, made
+from kd.config import compression, leaves, made
 from kd.errors import UserError, why
 from kd.objectives import terms
 from kd.train import checkpoint
@@ -97,10 +97,12 @@ def claim(
 
 
 def said(arm: Mapping[str, Any]) -> str:
-  """Says what an arm trains on, or is made of."""
+  """Says what an arm trains on, or is made of, and how it is compressed."""
+  made_of = ""
   if made.is_made(arm):
-    return made.MADE[arm["objective"]].words.format(**arm)
-  return terms.words(arm)
+    made_of = made.MADE[arm["objective"]].words.format(**arm)
+  then = compression.words(arm["compress"]) if "compress" in arm else ""
+  return ", then ".join(x for x in (made_of or terms.words(arm), then) if x)
 
 
 def begin(workdir: str, replicate: int, weights: Mapping[str, str]) -> None:

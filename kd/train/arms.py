@@ -205,6 +205,7 @@ class Group:
     signal: the section that says what the arms' transfer set is.
     start: which weights the runs begin with (kd.study.students); None where
       each seed draws its own.
+    sparse: whether weights that are 0 stay so.
   """
 
   parts: tuple[Part, ...]
@@ -213,6 +214,7 @@ class Group:
   optimizer: str
   signal: Mapping[str, Any]
   start: Mapping[str, Any] | None = None
+  sparse: bool = False
 
   @property
   def names(self) -> tuple[str, ...]:

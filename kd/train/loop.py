@@ -7,6 +7,7 @@ host.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,7 @@ def fit(
   on_log: Callable[[Log], None] = lambda log: None,
   on_resume: Callable[[int], None] = lambda step: None,
   compiled: Programs | None = None,
+  weights: Mapping[str, Any] | None = None,
 ) -> dict[str, TrainState]:
   """Trains every run and returns the state by arm.
 
@@ -138,6 +140,8 @@ def fit(
     on_resume: called once, with the step that training continues from.
     compiled: of `programs`, for arms that differ in their numbers alone and a
       setup that differs in its data and seeds alone.
+    weights: {arm: those that its runs begin with, arrays [S, ...]}; None where
+      they are drawn, or given by `setup.start`.
 
   Returns:
     {arm: its runs' state}, each array with the leading axis S.
@@ -149,6 +153,10 @@ def fit(
   given, frozen = _start(groups, setup)
   state = compiled.init(seeds, numbers, given)
   del given  # each run has its own now
+  if weights is not None:
+    state = tuple(
+      _begun(*one, weights) for one in zip(groups, state, strict=True)
+    )
   begun = [x.sharing(own) for x, own in zip(state, frozen, strict=True)]
   setup = references.with_references(groups, setup, begun)
   done = 0
@@ -222,6 +230,15 @@ def _start(groups: Sequence[Group], setup: Setup):
     )
     given.append({k: x for k, x in arrays.items() if k not in held})
   return given, frozen
+
+
+def _begun(group: Group, state: TrainState, weights) -> TrainState:
+  """Returns a state before the first step with other weights."""
+  every = [weights[name] for name in group.names]
+  own = jax.tree.map(lambda *x: jnp.stack(x, 1), *every)
+  best = jax.tree.map(jnp.copy, own)
+  params, rest = own["params"], own["rest"]
+  return dataclasses.replace(state, params=params, rest=rest, best=best)
 
 
 def _shared(groups, state, frozen) -> dict[str, TrainState]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -29,6 +31,17 @@ def create(
   return optax.chain(
     optax.add_decayed_weights(decay), optax.sgd(rate, numbers["momentum"])
   )
+
+
+def keep_zeros() -> optax.GradientTransformation:
+  """Returns what leaves the zeros of matrices alone, after an optimiser."""
+
+  def kept(updates, params):
+    return jax.tree.map(
+      lambda u, p: jnp.where(p != 0, u, 0) if p.ndim > 1 else u, updates, params
+    )
+
+  return optax.stateless(kept)
 
 
 def _schedule(train: Mapping[str, Any]) -> optax.Schedule:

@@ -376,7 +376,8 @@ def restore_axis(group: Group, tree):
 
 
 def _optimizer(group: Group, setup: Setup, numbers: Mapping[str, Any]):
-  return optimizer.create(group.optimizer, setup.train, numbers)
+  tx = optimizer.create(group.optimizer, setup.train, numbers)
+  return optax.chain(tx, optimizer.keep_zeros()) if group.sparse else tx
 
 
 def _where(choice: Array, yes, no):
