@@ -67,8 +67,9 @@ def _tiles(source: Source) -> list[Block]:
   if results["teacher"].get(metric) is not None:
     tiles.append(Tile("Teacher", say(results["teacher"][metric])))
   tiles += pareto.tiles(source)
-  many = f"{len(arms)} arms, {results['provenance'].get('evidence', 'run')}"
-  tiles.append(Tile("Evidence", wording.units(results), many))
+  units, of, each = wording.units(results).partition(" of ")
+  made = f"{len(arms)} arms, {results['provenance'].get('evidence', 'run')}"
+  tiles.append(Tile("Evidence", units, f"{of}{each}, {made}".lstrip(" ,")))
   return [Tiles(tiles)]
 
 
@@ -97,7 +98,7 @@ def arms(source: Source) -> list[Block]:
   return [
     Heading("Arms"),
     results_table.table(results, look, source.words),
-    Text(sentences.how_tested(results), "note"),
+    Details("What is tested, and how", [Text(sentences.how_tested(results))]),
     *_differences(source),
     *below(parts),
   ]

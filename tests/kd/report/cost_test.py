@@ -1,7 +1,5 @@
 from absl.testing import absltest
 
-from kd.config import sections
-from kd.evaluate import prices
 from kd.report import cost
 from kd.report.blocks import Table
 from tests.kd.report import studies
@@ -10,18 +8,7 @@ from tests.kd.report import studies
 def priced(**keys):
   """Makes a study with prices: of a call 0.001 to the teacher."""
   results, *_ = studies.synthetic({"hard": 0.0, "soft": 0.01})
-  results["signal"] = {"examples": 500}
-  for arm in results["arms"].values():
-    signal = dict(size=None, live=False, samples=0)
-    train = dict(steps=10, batch_size=5)
-    of = dict(objective="hard", target="answer", signal=signal, train=train)
-    arm["config"] = of
-    arm["versus_teacher"] = dict(
-      difference=-0.01, low=-0.02, high=0.0, n=10, lost=0
-    )
-  of = dict(requests=1e5, people=100.0, teacher=dict(call=0.001), **keys)
-  section = sections.fill("cost", of)
-  results["provenance"]["cost"] = prices.of(results, section, {})
+  studies.priced(results, **keys)
   return results
 
 

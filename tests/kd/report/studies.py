@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kd.evaluate import stats
+from kd.config import sections as config_sections
+from kd.evaluate import prices, stats
 from kd.evaluate.design import Design
 
 BINS = 15
@@ -239,8 +240,51 @@ def disagreeing(results, count=12):
   }
 
 
+def priced(results, **keys):
+  """Gives a study of `synthetic` prices: of a call 0.001 to the teacher."""
+  results["signal"]["examples"] = 500
+  for arm in results["arms"].values():
+    arm["config"] |= {
+      "objective": "hard",
+      "target": "answer",
+      "signal": {"size": None, "live": False, "samples": 0},
+      "train": {"steps": 10, "batch_size": 5},
+    }
+    arm["versus_teacher"] = {
+      "difference": -0.01, "low": -0.02, "high": 0.0, "n": 10, "lost": 0,
+    }  # fmt: skip
+  of = {"requests": 1e5, "people": 100.0, "teacher": {"call": 0.001}, **keys}
+  section = config_sections.fill("cost", of)
+  results["provenance"]["cost"] = prices.of(results, section, {})
+
+
+def handed_on(results, first):
+  """Makes the last arm a cascade, of which `first` answers first."""
+  arm, entry = list(results["arms"].items())[-1]
+  seeds = len(results["seeds"])
+  shares = np.linspace(0, 1, 21)
+  rise = 0.93 + 0.04 * shares
+  values = {arm: {"deferred": [0.2] * seeds}}
+  made, _ = stats.summarise(values, {arm: None}, design=Design.of(results))
+  entry["metrics"] |= made[arm]
+  results["cascades"] = {
+    arm: {
+      "of": first,
+      "margin": 0.01,
+      "thresholds": [0.8] * seeds,
+      "curve": {
+        "deferred": shares.tolist(),
+        "accuracy": rise.tolist(),
+        "low": (rise - 0.003).tolist(),
+        "high": (rise + 0.003).tolist(),
+      },
+    }
+  }
+
+
 def compressed(arms=30, seeds=5, **options):
-  """Makes a study of arms that differ in size: plain, quantized and pruned."""
+  """Makes a study of arms that differ in size: plain, quantized and pruned,
+  with all that a report has a section for."""
   steps = ("", " int8", " int4", " pruned 50 %", " pruned 50 % int8")
   names = [
     f"{taught}{step}"
@@ -257,6 +301,8 @@ def compressed(arms=30, seeds=5, **options):
   study = synthetic(gains, seeds=seeds, **options)
   measured(study[0], {n: 1.2e6 * share[of[n]] for n in names})
   disagreeing(study[0])
+  handed_on(study[0], names[0])
+  priced(study[0])
   return study
 
 
