@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd.evaluate import pareto, registry, verdict
+from kd.evaluate import pareto, registry, stats, verdict
 from kd.evaluate.pareto import Choice, Dominance, Front
 from kd.report import fronts, tables, wording
 from kd.report.blocks import (
@@ -209,7 +209,8 @@ def _size(entry: Mapping[str, Any] | None, metric: str) -> Cell:
   mean, std = entry["mean"], entry["std"]
   if metric == "parameters":
     return Cell(f"{mean:,.0f}", value=mean)
-  note = f"± {wording.amount(std, metric)}" if std else ""
+  spreads = std is not None and std > stats.ROUNDING * mean
+  note = f"± {wording.amount(std, metric)}" if spreads else ""
   return Cell(wording.amount(mean, metric), note, value=mean)
 
 

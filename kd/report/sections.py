@@ -14,6 +14,7 @@ from kd.evaluate import registry
 from kd.evaluate.design import Design
 from kd.evaluate.verdict import judge
 from kd.report import (
+  cost,
   evidence,
   figures,
   pareto,
@@ -44,7 +45,11 @@ def verdict(source: Source) -> list[Block]:
   blocks: list[Block] = [Heading(str(results["study"]), 1)]
   if question:
     blocks.append(Text(str(question).strip(), "question"))
-  said = sentences.verdict(results, [pareto.sentence(source)])
+  further, best = [pareto.sentence(source)], judge(results)[0].best
+  prices = results["provenance"].get("cost") or {}
+  if best is not None and best in prices.get("arms", ()):
+    further.append(cost.pays(results, best))
+  said = sentences.verdict(results, further)
   return [*blocks, Text("\n\n".join(said), "verdict"), *_tiles(source)]
 
 
@@ -182,7 +187,8 @@ def provenance(source: Source) -> list[Block]:
   """Says how the numbers were obtained, to the exact command."""
   results = source.results
   said = dict(results["provenance"])
-  said.pop("latency_seconds", None)  # in a table of its own
+  for key in ("latency_seconds", "cost"):  # in tables of their own
+    said.pop(key, None)
   if isinstance(said.get("seconds"), Mapping):
     said["seconds"] = {**said["seconds"], "all": sum(said["seconds"].values())}
   command = said.pop("command", None) or source.config.get("command")

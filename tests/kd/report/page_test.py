@@ -19,6 +19,7 @@ from tests.kd.report.studies import (
   EIGHT,
   REPLICATES,
   Page,
+  compressed,
   leave,
   synthetic,
   tables,
@@ -334,6 +335,21 @@ class FaultyTest(parameterized.TestCase):
     box = text[text.index('class="verdict"') : text.index('id="arms"')]
     self.assertIn("The teacher saw the test set.", box)
     self.assertIn("> **Mind:** The teacher saw the test set.", markdown)
+
+  def test_verdict_says_when_it_pays_and_what_to_take(self):
+    results, config, lines = compressed(4)
+    results["warnings"] = ["The teacher saw the test set."]
+    text, markdown = self.written(self.folder(results, config, lines))
+    box = text[text.index('class="verdict"') : text.index('class="tiles"')]
+    order = ("best mean", "Where size or speed counts", "pays for itself",
+             "Mind:")  # fmt: skip
+    places = [box.index(said) for said in order]
+    self.assertEqual(places, sorted(places))
+    best = verdict.judge(results)[0].best
+    mean = results["arms"][best]["metrics"]["accuracy"]["mean"]
+    self.assertIn(f"- Best mean accuracy: **{100 * mean:.2f} %**", markdown)
+    self.assertIn("- Evidence: **5 seeds** 4 arms, run", markdown)
+    self.assertNotIn("cost.arms", markdown)
 
   def test_words_of_the_study_and_of_the_keys(self):
     results, config, lines = synthetic({"hard": 0.0, "soft": 0.0}, seeds=2)
