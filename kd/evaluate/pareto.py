@@ -34,12 +34,14 @@ class Dominance:
     quality: arm - by, a comparison as of results.json, its `p` corrected by
       Holm's procedure over all pairs of this front of which one dominates.
     times: the mean cost of `arm` over that of `by`, at least 1.
+    cost: arm - by likewise, `p` not corrected.
   """
 
   arm: str
   by: str
   quality: Mapping[str, Any]
   times: float
+  cost: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,8 @@ def front(results: Mapping[str, Any], quality: str, cost: str) -> Front | None:
     i, p_of = pairs[k][0], float(p[k])
     corrected = {**known[k], "p": p_of if np.isfinite(p_of) else None}
     times = float(price[j] / price[i]) if price[i] else 1.0
-    dominated.append(Dominance(arms[j], arms[i], corrected, times))
+    dearer = compare(results, cost, arms[j], arms[i])
+    dominated.append(Dominance(arms[j], arms[i], corrected, times, dearer))
   left = np.flatnonzero(~over.any(0))
   order = left[np.lexsort((-worth[left], price[left]))]
   names = tuple(arms[i] for i in order)

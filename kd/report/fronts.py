@@ -35,12 +35,19 @@ def figure(
   results: Mapping[str, Any],
   look: Mapping[str, Style],
   fronts: Sequence[Front],
+  titles: Mapping[str, str],
 ) -> Figure:
   """Draws a panel for each front: quality against cost, in a log scale.
 
   Arms that no other dominates are numbered from the cheapest, joined by the
   steps that they bound, and named beside the panel; dominated ones are open and
   grey. Bars are a standard deviation over units, of both axes.
+
+  Args:
+    results: what results.json holds.
+    look: arm -> its style.
+    fronts: of one quality.
+    titles: cost -> its panel's title.
   """
   names = [_names(front) for front in fronts]
   lines = [sum(n.count("\n") + 1 for n in own) for own in names]
@@ -53,6 +60,7 @@ def figure(
     ]
     for ax, front, own in zip(axes, fronts, names, strict=True):
       _panel(ax, results, look, front, own)
+      ax.set_title(titles[front.cost])
     return fig
 
 
@@ -104,8 +112,7 @@ def _panel(
       "teacher", (1, height), (-4, -3), xycoords=("axes fraction", "data"),
       textcoords="offset points", ha="right", va="top", fontsize=8.5,
     )  # fmt: skip
-  ax.set(xscale="log", title=wording.metric_title(cost, unit=False))
-  ax.set_ylabel(wording.metric_title(quality))
+  ax.set(xscale="log", ylabel=wording.metric_title(quality))
   ax.margins(0.08)
   ax.yaxis.set_major_locator(MaxNLocator(5))
   few = np.log10(ax.get_xlim()[1] / ax.get_xlim()[0]) < 1.2

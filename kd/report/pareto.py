@@ -217,6 +217,7 @@ def _size(entry: Mapping[str, Any] | None, metric: str) -> Cell:
 def _fronts(source: Source) -> list[Block]:
   """Shows the fronts of each quality, and names who is dominated."""
   results, blocks = source.results, []
+  titles = {cost: words[0] for cost, words in _SCARCE.items()}
   for quality in _qualities(results):
     found = [pareto.front(results, quality, cost) for cost in PANELS]
     made = [front for front in found if front]
@@ -225,7 +226,7 @@ def _fronts(source: Source) -> list[Block]:
     name = wording.metric_name(quality)
     picture = source.picture(
       "pareto" + ("" if quality == results["metric"] else f"_{quality}"),
-      fronts.figure(results, source.look, made),
+      fronts.figure(results, source.look, made, titles),
       f"{name} against {_costs(made)}, with the arms that no other dominates",
       f"**{name[0].upper()}{name[1:]} against what an arm asks.** Numbered: no "
       "other arm is as good and asks as little, from the one that asks least. "
@@ -278,7 +279,7 @@ def _dominated(
     f"little, the one of best {name}. The difference in {name}{unit} to it has "
     "a 95 % interval, and is told apart by Holm's procedure over all pairs of "
     "which one dominates; then how much less the other asks for, a ratio of "
-    "means, which of times near 1 may be chance."
+    "means, and whether the interval of that difference holds 0."
   )
   table = Table(caption, columns, rows, left=range(len(columns)), cards=True)
   return [Text(said), Details(f"Dominated arms ({len(some)})", [table])]
@@ -289,7 +290,7 @@ def _by(d: Dominance | None, front: Front, places: int) -> Cell:
     return Cell("on the front")
   worse = _said(d.quality, front.quality, places)
   apart = "told apart" if verdict.told_apart(d.quality) else "not told apart"
-  less = f"{d.times:.3g} times {_SCARCE[front.cost][2]}"
+  less = f"{d.times:.3g} times {_SCARCE[front.cost][2]}{_chance(d.cost)}"
   note = f"{worse}, {apart}; {less if d.times > 1 else 'asks the same'}"
   return Cell(f"by {code(d.by)}", note, value=-d.times)
 
@@ -299,11 +300,14 @@ def _asks(results: Results, cost: str, arm: str, best: str) -> Cell:
   text = _amount(results, cost, arm)
   if arm == best:
     return Cell(text, "the best arm")
-  note = _less(results, cost, arm, best)
-  gap = pareto.compare(results, cost, arm, best)
-  known = gap["low"] is not None and not gap["low"] <= 0 <= gap["high"]
-  exact = gap["low"] is None  # no spread: a size, not a time
-  return Cell(text, note if known or exact else f"{note}, which may be chance")
+  chance = _chance(pareto.compare(results, cost, arm, best))
+  return Cell(text, _less(results, cost, arm, best) + chance)
+
+
+def _chance(gap: Mapping[str, Any]) -> str:
+  """Says where an interval holds 0; of sizes that do not vary there is none."""
+  low, high = gap["low"], gap["high"]
+  return ", may be chance" if low is not None and low <= 0 <= high else ""
 
 
 def _amount(results: Results, cost: str, arm: str) -> str:
