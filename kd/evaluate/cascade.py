@@ -26,6 +26,11 @@ from kd.train.arms import Group
 from kd.train.step import TrainState
 
 GRID = np.linspace(0.0, 1.0, 21)  # shares handed on
+OF_ANSWERS = (
+  "accuracy",
+  "recall",
+  "agreement",
+)  # metrics without probabilities
 # What the teacher says of its own answers.
 OF_TEACHER = {"agreement": 1.0, "kl_to_teacher": 0.0}
 
@@ -88,7 +93,8 @@ def threshold(
 def mixed(student: Each, teacher: Each, handed: Bool[np.ndarray, "N"]) -> Each:
   """Returns `scores.judge` of a cascade: the teacher's where it was asked.
 
-  What the teacher's lacks (a black box leaves no probabilities) is NaN there.
+  What the teacher's lacks (a black box leaves no probabilities) is NaN there,
+  and so are metrics made of it, which `arm` leaves out.
   """
   of = lambda name: teacher.get(name, OF_TEACHER.get(name, np.nan))
   return {name: np.where(handed, of(name), x) for name, x in student.items()}
@@ -154,29 +160,26 @@ def arm(
     split: {k: np.asarray(x, np.float64) for k, x in each.items()}
     for split, each in teacher.items()
   }
-  told = np.isfinite(teacher["test"]["accuracy"])
   chosen = registry.selection(metric)
   rows: list[dict[str, Any]] = [{} for _ in state.best_step]
   kept: list[Each] = []
   curves: list[Curve | None] = []
   for which, weights in (("last", state.weights), ("best", state.best)):
     for row, own in zip(rows, scores.by_seed(weights), strict=True):
-      on_held, on_test = (
+      held_each, test_each = (
         {k: np.asarray(x, np.float64) for k, x in look(own, *of).items()}
         for of in (held, (test.inputs, *rest))
       )
-      known = {"validation": on_held, "test": on_test}
-      of = {
-        split: [x["confidence"], x["accuracy"], teacher[split]["accuracy"]]
-        for split, x in known.items()
-      }
-      least = threshold(*of["validation"], margin)
-      handed = (on_test["confidence"] < least) & told
-      each = mixed(on_test, teacher["test"], handed)
+      first = {"validation": held_each, "test": test_each}
+      each, own_curve = _run(first, teacher, margin)
       found = scores.values(
         each, labels, bins=bins, num_classes=task.num_classes
       )
-      found["deferred"] = float(handed.mean())
+      if "nll" not in teacher["test"]:  # a black box has no probabilities
+        found = {
+          k: v for k, v in found.items() if registry.family(k) in OF_ANSWERS
+        }
+      found["deferred"] = own_curve.deferred
       suffix = "" if which == "last" else "_best"
       row |= {
         f"{k}{suffix}": v
@@ -185,12 +188,34 @@ def arm(
       }
       if which == chosen:
         kept.append(each)
-        student, of_teacher = of["test"][1:]
-        gain = np.where(told, of_teacher, student)
-        at = curve(on_test["confidence"], student, gain)
-        curves.append(Curve(least, found["deferred"], at))
+        curves.append(own_curve)
   found = scores.gathered(rows, state, labels, metric, bins, kept, kept)
   return found, curves
+
+
+def _run(
+  first: Mapping[str, Each], teacher: Mapping[str, Each], margin: float
+) -> tuple[Each, Curve]:
+  """Returns how a run's answers on the test split are judged, and its curve.
+
+  Args:
+    first, teacher: of "validation" and "test", how their answers are judged.
+    margin: of `threshold`.
+  """
+  own = first["test"]
+  of = lambda split, by: by[split]["accuracy"]
+  least = threshold(
+    first["validation"]["confidence"],
+    of("validation", first),
+    of("validation", teacher),
+    margin,
+  )
+  told = np.isfinite(of("test", teacher))
+  handed = (own["confidence"] < least) & told
+  right = np.where(told, of("test", teacher), own["accuracy"])
+  at = curve(own["confidence"], own["accuracy"], right)
+  each = mixed(own, teacher["test"], handed)
+  return each, Curve(least, float(handed.mean()), at)
 
 
 def summary(

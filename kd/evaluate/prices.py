@@ -53,13 +53,14 @@ def of(
   teacher_c = _teacher(results, cost, runs)
   arms: dict[str, Any] = {}
   for arm, entry in results["arms"].items():
-    own = _of_arm(entry, cost, teacher_c)
+    own = _of_arm(entry, results, cost, teacher_c)
     if own is None:
       continue
     saved = design.means(teacher_c - own)
     if not np.isfinite(saved).any():
       continue  # all its runs diverged
     spent = estimate(design.means(own))
+    spent = spent._replace(low=max(spent.low, 0.0))  # no price is below it
     made = making(entry, results, cost, seconds)
     arms[arm] = {
       "request": spent.said(),
@@ -117,21 +118,24 @@ def _teacher(
 
 def _of_arm(
   entry: Mapping[str, Any],
+  results: Mapping[str, Any],
   cost: Section,
   teacher: Float[np.ndarray, " U"],
 ) -> Float[np.ndarray, " U"] | None:
   """Returns what a request to an arm costs, for each run: a cascade's is its
   student's, and the teacher's for the share that it hands on."""
   seconds: Any = 0.0
+  of = entry["config"].get("of") if made.is_made(entry["config"]) else None
+  first = results["arms"][of] if of else entry
   if cost["student"]["hour"]:
-    if SECONDS not in entry["metrics"]:
+    if SECONDS not in first["metrics"]:
       return None
-    seconds = stats.floats(entry["metrics"][SECONDS]["values"])
+    seconds = stats.floats(first["metrics"][SECONDS]["values"])
   c = request(
     cost["student"], cost["prompt_tokens"], cost["completion_tokens"], seconds
   )
   c = np.broadcast_to(np.asarray(c, np.float64), teacher.shape)
-  if "deferred" in entry["metrics"]:
+  if first is not entry:
     c = c + stats.floats(entry["metrics"]["deferred"]["values"]) * teacher
   return c
 

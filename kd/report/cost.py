@@ -303,7 +303,8 @@ def _money(value: float) -> Cell:
 def _estimate(said: Mapping[str, Any], factor: float = 1.0) -> Cell:
   """Makes the cell of an Estimate, with its interval below."""
   value, low, high = (factor * x for x in Estimate.read(said))
-  note = "" if low == high else f"[{_number(low)}, {_number(high)}]"
+  ends = _number(low), _number(high)
+  note = "" if len({*ends}) == 1 else f"[{ends[0]}, {ends[1]}]"
   return Cell(_number(value), note, value=value)
 
 
