@@ -27,7 +27,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Float, Int
 
 from kd import files
-from kd.compress import predict
+from kd.compress import packing, predict
 from kd.errors import UserError, why
 from kd.models import functional
 from kd.models.decoder import Decoder
@@ -35,7 +35,6 @@ from kd.models.functional import Signature
 
 PROGRAM, WEIGHTS, ABOUT = "model.jax_export", "model.safetensors", "model.json"
 PLATFORMS = ("cpu", "tpu", "cuda")
-HALVES = ("int4", "uint4")  # dtypes that safetensors does not know
 PLACES = "vocabulary.places"  # the name of ids as a student numbers them
 
 
@@ -193,16 +192,9 @@ def save_weights(weights: Mapping[str, Array], path: pathlib.Path) -> None:
   tensors, halves = {}, {}
   for name, x in weights.items():
     x = np.asarray(x)
-    if x.dtype.name in HALVES:
-      halves[name] = [x.dtype.name, list(x.shape)]
-      x = _packed(x)
+    if x.dtype == jnp.int4:  # which safetensors does not know
+      halves[name] = x.shape
+      x = packing.stored(x.ravel())
     tensors[name] = np.ascontiguousarray(x).reshape(x.shape)  # () too
   metadata = {"halves": json.dumps(halves)} if halves else None
   path.write_bytes(safetensors.numpy.save(tensors, metadata))
-
-
-def _packed(x: np.ndarray) -> np.ndarray:
-  """Returns 4-bit numbers two in a byte, the first in its lower half."""
-  flat = x.astype(np.int8).view(np.uint8).ravel() & 15
-  flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
-  return flat[::2] | flat[1::2] << 4

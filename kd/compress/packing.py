@@ -38,16 +38,16 @@ def pack(array: np.ndarray) -> Packed:
   form = {"dtype": array.dtype.name, "shape": list(array.shape)}
   flat = array.ravel()
   there = np.asarray(flat.astype(np.float32) != 0)
-  forms = [Packed({"": _stored(flat)}, {**form, "form": "dense"})]
+  forms = [Packed({"": stored(flat)}, {**form, "form": "dense"})]
   if not there.all() and array.size:
-    parts = {"": _stored(flat[there]), "mask": np.packbits(there)}
+    parts = {"": stored(flat[there]), "mask": np.packbits(there)}
     forms.append(Packed(parts, {**form, "form": "mask"}))
     wide = array.reshape(-1, array.shape[-1]) if array.ndim else array[None]
     rows, columns = np.nonzero(there.reshape(wide.shape))
     ends = np.cumsum(np.bincount(rows, minlength=len(wide)))
     small = np.uint16 if wide.shape[-1] <= 2**16 else np.uint32
     parts = {
-      "": _stored(flat[there]),
+      "": stored(flat[there]),
       "columns": columns.astype(small),
       "ends": ends.astype(np.uint32),
     }
@@ -79,7 +79,7 @@ def unpack(packed: Packed) -> np.ndarray:
   return flat.reshape(shape)
 
 
-def _stored(flat: np.ndarray) -> np.ndarray:
+def stored(flat: np.ndarray) -> np.ndarray:
   """Returns values [N] as arrays that a file of safetensors may hold."""
   if flat.dtype == ml_dtypes.int4:
     own = flat.astype(np.int8).view(np.uint8) & 15

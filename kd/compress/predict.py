@@ -36,8 +36,8 @@ DTYPES = {
 def read_weights(path):
   """Returns {name: array} of a safetensors file.
 
-  Of 4-bit arrays the file's metadata has {name: [dtype, shape]}; two numbers
-  lie in a byte, the first in its lower half.
+  Of int4 arrays the file's metadata has {name: shape}; two numbers lie in a
+  byte, the first in its lower half.
   """
   with open(path, "rb") as f:
     header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
@@ -49,10 +49,9 @@ def read_weights(path):
     x = np.frombuffer(data[start:stop], DTYPES[tensor["dtype"]])
     found[name] = x.reshape(tensor["shape"])
     if name in halves:
-      dtype, shape = halves[name]
-      both = np.stack([x & 15, x >> 4], -1).ravel()[: math.prod(shape)]
-      signed = (both.astype(np.int8) ^ 8) - 8 if dtype == "int4" else both
-      found[name] = signed.astype(getattr(ml_dtypes, dtype)).reshape(shape)
+      both = np.stack([x & 15, x >> 4], -1).ravel()[: math.prod(halves[name])]
+      signed = (both.astype(np.int8) ^ 8) - 8
+      found[name] = signed.astype(ml_dtypes.int4).reshape(halves[name])
   return found
 
 

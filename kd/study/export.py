@@ -28,7 +28,7 @@ from kd.compress import export as standalone
 from kd.compress import onnx_graph, predict
 from kd.errors import UserError, why
 from kd.evaluate import registry, verdict
-from kd.models import adapters, functional, pretrained
+from kd.models import adapters, functional, pretrained, quantized
 from kd.models.decoder import Decoder, build
 from kd.report import card, page
 from kd.study import finished, workdir
@@ -251,8 +251,8 @@ def hugging_face(run: Finished, out: str) -> None:
     out: the folder to write.
 
   Raises:
-    UserError: it is no decoder, or one that knows a part of the tokenizer's
-      ids, which no tokenizer of such a folder writes.
+    UserError: it is no decoder, or one whose weights are rounded, or that knows
+      a part of the tokenizer's ids, which no tokenizer of such a folder writes.
   """
   kind: Any = nnx.eval_shape(
     lambda: functional.create(
@@ -263,6 +263,11 @@ def hugging_face(run: Finished, out: str) -> None:
     raise UserError(
       f"--arm={run.arm}: its student is {run.student['name']!r}; expected a "
       "decoder"
+    )
+  if how := run.student.get(quantized.OPTION):
+    raise UserError(
+      f"--arm={run.arm}: its weights are rounded to {how['weights']}, which no "
+      "such folder says; expected main.py --phase=export"
     )
   tokens = run.task.tokens
   assert tokens is not None

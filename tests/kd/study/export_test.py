@@ -1,5 +1,6 @@
 """Runs taken out of a study: folders that need jax alone, and their cards."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ from kd.data import tokenizers
 from kd.data.registry import load
 from kd.errors import UserError
 from kd.models import functional
-from kd.study import finished
+from kd.study import export, finished
 from tests.kd import small
 from tests.kd.study.phases_test import call, options
 
@@ -49,9 +50,13 @@ class ImageTest(parameterized.TestCase):
     super().setUpClass()
     cls.parent = cls.enterClassContext(tempfile.TemporaryDirectory())
     wild = {**small.HARD, "train": {"learning_rate": 1e30, "optimizer": "sgd"}}
-    itself = {"objective": "teacher"}
+    step = {"step": "quantize", "weights": "int4", "block": 8}
     cls.made = options(
-      soft=small.SOFT, hard=small.HARD, wild=wild, itself=itself
+      soft=small.SOFT,
+      hard=small.HARD,
+      wild=wild,
+      itself={"objective": "teacher"},
+      less={**small.SOFT, "compress": (step,)},
     )
     cls.made.signal.omit_classes = (3,)
     cls.made.arms.soft.baseline = cls.made.baseline = "hard"
@@ -135,6 +140,20 @@ class ImageTest(parameterized.TestCase):
     card = pathlib.Path(folder, "README.md").read_text()
     self.assertNotIn("Transfer set:", card)
 
+  def test_weights_of_four_bits(self):
+    folder = study.write_export(self.made, self.workdir, arm="less", seed=1)
+    inputs, probs = study_says(self.workdir, self.made, "less", 1)
+    model = predict.Model(folder)
+    np.testing.assert_allclose(model.probabilities(inputs), probs, atol=1e-5)
+    dtypes = {x.dtype.name for x in model.weights.values()}
+    self.assertEqual(dtypes, {"int4", "float32"})
+    self.assertTrue(about(folder)["onnx"]["file"], about(folder)["onnx"])
+    sizes = [
+      os.path.getsize(os.path.join(f, "model.safetensors"))
+      for f in (folder, self.folder)
+    ]
+    self.assertLess(sizes[0], 0.5 * sizes[1])
+
   def test_the_verdicts_arm_with_licences(self):
     made = config.defaults()
     made.update(self.made.to_dict())
@@ -144,7 +163,7 @@ class ImageTest(parameterized.TestCase):
     self.assertEqual(folder, again)
     path = pathlib.Path(folder)
     best = max(
-      ("hard", "soft", "itself"),
+      ("hard", "soft", "itself", "less"),
       key=lambda a: self.results["arms"][a]["metrics"]["accuracy"]["mean"],
     )
     self.assertEqual(path.name, f"{best}-seed_0")
@@ -152,7 +171,7 @@ class ImageTest(parameterized.TestCase):
     self.assertNotIn(f"{path.name}.tmp", os.listdir(path.parent))
 
   @parameterized.parameters(
-    (dict(arm="nobody"), "--arm=nobody: expected one of hard, itself, soft"),
+    (dict(arm="nobody"), "--arm=nobody: expected one of hard, itself, less"),
     (dict(arm="soft", seed=7), "--seed=7: expected 0 to 1"),
     (dict(arm="wild"), "--seed=0: diverged at step .*expected another arm"),
     (dict(arm="soft", out="study"), "--out=.*: holds something else"),
@@ -270,6 +289,9 @@ class TokensTest(absltest.TestCase):
     z = forward(run.weights, x)
     found = predict.Model(folder).logits(ids)[0]
     np.testing.assert_allclose(found, np.asarray(z), atol=1e-5)
+    rounded = {**run.student, "quantized": {"weights": "int8"}}
+    with self.assertRaisesRegex(UserError, "rounded to int8, which no such"):
+      export.hugging_face(dataclasses.replace(run, student=rounded), parent)
 
 
 if __name__ == "__main__":
