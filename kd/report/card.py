@@ -184,10 +184,12 @@ def _measured(results, study, arm) -> list[Block]:
   design, seeds = Design.of(results), results["seeds"]
   run = seeds.index(study["seed"])
   teacher = results.get("teacher") or {}
+  order = {name: i for i, name in enumerate(registry.METRICS)}
+  known = [m for m in arm["metrics"] if registry.family(m) in order]
   rows = []
-  for metric, entry in arm["metrics"].items():
-    found = registry.lookup(metric)
-    if found.per_class or not found.better or entry["mean"] is None:
+  for metric in sorted(known, key=lambda m: order[registry.family(m)]):
+    entry = arm["metrics"][metric]
+    if registry.lookup(metric).per_class or entry["mean"] is None:
       continue
     if not _of_weights(metric, arm["metrics"], study["weights"]):
       continue
