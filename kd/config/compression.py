@@ -18,6 +18,7 @@ from kd.config import rules
 from kd.config.rules import Key, choice, integer, number, optional
 from kd.errors import UserError
 
+EXAMPLES = 256  # of the transfer set, that scales and sizes are found with
 STRUCTURES = ("units", "channels", "heads", "layers")
 SHARE = dataclasses.replace(number(above=0, below=1), traced=False)
 
@@ -135,8 +136,11 @@ def words(chain: Sequence[Mapping[str, Any]]) -> str:
 
 def _quantized(step: Mapping[str, Any]) -> str:
   each = f"block of {step['block']}" if step["block"] else "channel"
-  inputs = {"none": "", "int8": ", int8 inputs", "int8_dynamic": ""}
-  inputs["int8_dynamic"] = ", int8 inputs scaled row by row"
+  inputs = {
+    "none": "",
+    "int8": f", int8 inputs scaled by {EXAMPLES} examples",
+    "int8_dynamic": ", int8 inputs scaled row by row",
+  }
   known = ", known to training" if step["aware"] else ""
   text = f"{step['weights']} weights per {each}"
   return text + inputs[step["activations"]] + known

@@ -15,6 +15,7 @@ from kd import files
 from kd.errors import UserError, why
 from kd.report import (
   cascade,
+  compression,
   cost,
   curves,
   disagreements,
@@ -34,6 +35,7 @@ SECTIONS: tuple[Section, ...] = (
   sections.curves,
   sections.signal,
   pareto.section,
+  compression.section,
   cost.section,
   cascade.section,
   sections.calibration,

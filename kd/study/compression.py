@@ -4,7 +4,7 @@
 
 A chain of steps (kd.config.compression) is applied to what each run trained, or
 to the teacher. What a run may see of the task beforehand, to scale its inputs
-or to weigh its units, is the first EXAMPLES of its transfer set. `recover` goes
+or to weigh its units, is the first examples of its transfer set. `recover` goes
 on with the arm's own objective, transfer set and optimiser from what is left:
 weights that are 0 stay so. A teacher's arm learns the distribution of the
 teacher as it was, at T = 1.
@@ -38,7 +38,6 @@ from kd.train.arms import Group
 from kd.train.batches import Setup, transfer_of
 from kd.train.step import TrainState
 
-EXAMPLES = 256
 # What a teacher's arm minimises while it recovers.
 LIKE_THE_TEACHER = dict(
   objective="soft", temperature=1.0, divergence="forward_kl"
@@ -202,10 +201,12 @@ class Maker:
     arm's transfer set, or of the first of the study's."""
     own = [transfer_of(g.signal) for g in self.groups if name in g.names]
     transfer = self.setup.transfers[(own or [*self.setup.transfers])[0]]
-    rows = np.sort(np.asarray(transfer.rows)[run][:EXAMPLES])
+    rows = np.sort(np.asarray(transfer.rows)[run][: compression.EXAMPLES])
     task = self.setup.task
     inputs = transfer.inputs.read(rows).reshape(-1, *task.input_shape)
-    return functional.scaled(jnp.asarray(inputs[:EXAMPLES]), task.signature)
+    return functional.scaled(
+      jnp.asarray(inputs[: compression.EXAMPLES]), task.signature
+    )
 
   def _group(self, name: str) -> Group:
     """Returns one arm's own group."""
@@ -250,7 +251,7 @@ def models_of(
   runs = len(jax.tree.leaves(weights["params"])[0])
   made = []
   for run in range(runs):
-    own = functional.of_run(weights, run)
+    own = jax.tree.map(jnp.asarray, functional.of_run(weights, run))
     model = nnx.merge(graphdef, *own.values(), copy=True)
     if "frozen" in own:  # which its runs share no more
       model = anew.filled(anew.origin(model), anew.arrays(model))

@@ -35,7 +35,7 @@ def compressed():
     half=of(small.SOFT, HALF, INT4),
     two=of(small.SOFT, TWO),
     teacher=TEACHER,
-    teacher_half=of(TEACHER, HALF, INT8),
+    teacher_half=of(TEACHER, dict(step="prune", what="2:4"), HALF, INT8),
     asks=dict(objective="cascade", of="int8", margin=0.1),
   )
   made.baseline = "soft"
@@ -93,7 +93,7 @@ class StudyTest(absltest.TestCase):
   def test_the_report_says_how(self):
     text = pathlib.Path(self.workdir, "report.md").read_text()
     self.assertIn("two of four weights pruned, 10 steps to recover", text)
-    self.assertIn("the teacher itself, then 50 % of units pruned", text)
+    self.assertIn("the teacher itself, then two of four weights pruned", text)
 
   def test_a_study_that_stopped_ends_with_the_same_bits(self):
     other = os.path.join(self.parent, "other")
