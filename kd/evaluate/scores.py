@@ -277,10 +277,14 @@ def arm(
     return gathered(rows, state, labels, metric, bins, last, judged)
   logits = functional.forward(group.student, task.signature, batch)
   held, held_labels = task.validation.arrays()
+  looked: dict[bytes, tuple[Array, Array]] = {}  # as above
   for s, (row, own) in enumerate(
     zip(rows, by_seed(state.weights), strict=True)
   ):
-    on_held, on_test = logits(own, held), logits(own, test.inputs)
+    key = _digest(own)
+    if key not in looked:
+      looked[key] = logits(own, held), logits(own, test.inputs)
+    on_held, on_test = looked[key]
     if fits:
       row |= adjusted.tempered(on_held, held_labels, on_test, labels, bins)
     if shift_classes:
