@@ -24,6 +24,7 @@ from kd.report.blocks import Block, Bullets, Code, Heading, Table, Text, code
 
 Results = Mapping[str, Any]
 
+OUTSIDE = ("accuracy", "ece", "wrong_confident", "auroc", "fpr95")
 USE = """\
 from predict import Model
 
@@ -260,35 +261,38 @@ _DIAGRAM = ("confidence", "accuracy", "count")
 
 
 def _outside(results, study) -> list[Block]:
-  outside = results.get("outside")
-  if not outside:
+  outside, arm = results.get("outside"), study["arm"]
+  if not outside or arm not in outside["arms"]:
     return [
       Text(
         "Not measured: how it answers what is unlike its test split is not "
         "known."
       )
     ]
-  own, of_teacher = outside["arms"].get(study["arm"], {}), outside["teacher"]
-  rows = []
-  for name, metrics in own.items():
-    words = outside["sets"].get(name, {}).get("words", "")
-    for metric, entry in metrics.items():
-      if entry.get("mean") is None:
-        continue
-      teacher = (of_teacher.get(name) or {}).get(metric)
-      places = wording.decimals([entry.get("std")], metric)
-      rows.append(
-        [
-          blocks.Cell(code(name), words),
-          wording.metric_title(metric),
-          wording.number(entry["mean"], metric, places),
-          wording.spread({"std": entry.get("std")}, metric, places),
-          wording.number(teacher, metric, places),
-        ]
-      )
-  columns = ["Set", "Metric", "Arm's mean", "Std", "Teacher"]
-  caption = f"Means over {wording.units(results)}."
-  return [Table(caption, columns, rows, left=(0, 1))]
+  own, of_teacher = outside["arms"][arm], outside["teacher"]
+  columns = [m for m in OUTSIDE if any(m in found for found in own.values())]
+  rows = [
+    [
+      blocks.Cell(code(name), outside["sets"][name]["words"]),
+      *(_beside(found, of_teacher.get(name), m) for m in columns),
+    ]
+    for name, found in own.items()
+  ]
+  caption = (
+    f"Means over {wording.units(results)}, and the teacher's in brackets. "
+    "AUROC and FPR tell a set from the test split by confidence."
+  )
+  heads = ["Set", *map(wording.metric_title, columns)]
+  return [Table(caption, heads, rows)]
+
+
+def _beside(found, teacher, metric: str) -> blocks.Cell:
+  """Makes the cell of an arm's mean on a set, with the teacher's value."""
+  entry = found.get(metric) or {}
+  places = wording.decimals([entry.get("std")], metric)
+  text = wording.number(entry.get("mean"), metric, places)
+  beside = wording.number((teacher or {}).get(metric), metric, places)
+  return blocks.Cell(text, "" if beside == wording.DASH else f"({beside})")
 
 
 def _cost(results, study) -> list[Block]:

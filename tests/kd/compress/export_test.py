@@ -20,6 +20,11 @@ RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
 CASES = {
   "mlp": ({"name": "mlp", "hidden": (4,)}, IMAGES, PIXELS),
+  "int4": (
+    {"name": "mlp", "hidden": (4,), "quantized": {"weights": "int4"}},
+    IMAGES,
+    PIXELS,
+  ),
   "cnn": ({"name": "cnn", "channels": (2,), "hidden": 0}, IMAGES, PIXELS),
   "byte_cnn": (
     {"name": "byte_cnn", "hidden": 4},

@@ -134,12 +134,13 @@ class CardTest(absltest.TestCase):
     outside = {
       "sets": {"noise": {"words": "Gaussian noise"}},
       "teacher": {"noise": {"accuracy": 0.625}},
-      "arms": {"soft": {"noise": {"accuracy": entry}}},
+      "arms": {"soft": {"noise": {"accuracy": entry, "nll": entry}}},
     }
     text, _ = written(outside=outside)
-    self.assertIn("Gaussian noise", text)
-    self.assertRegex(text, r"Accuracy \(%\) \| 50.0 \| .*1.0 \| 62.5 \|")
+    self.assertIn("`noise`<br>Gaussian noise | 50.0 (62.5) |", text)
     self.assertNotIn("Not measured", text)
+    text, _ = written(arm="hard", outside=outside)
+    self.assertIn("Not measured", text)
 
 
 if __name__ == "__main__":
