@@ -169,7 +169,7 @@ def choice_table(
   ]  # fmt: skip
   return [
     Heading("If your constraint is this, take that", 3),
-    Table(caption, columns, rows, left=(0, 1, 4)),
+    Table(caption, columns, rows, left=(0, 1, 2, 4), cards=True),
   ]
 
 
