@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd.report import results_table
+from kd.report.blocks import code
 
 Results = Mapping[str, Any]
 
@@ -38,7 +39,7 @@ def said(results: Results, about: Results, arm: Results) -> list[str]:
   if isinstance(names, list):
     found.append(
       f"Telling that an input is of none of its {len(names)} classes: it "
-      "always names one of them."
+      f"always names one of them.{_accepted(results, about)}"
     )
     if left := left_out(about, arm):
       found.append(f"Classes that its transfer set left out: {some(left)}.")
@@ -78,6 +79,24 @@ def said(results: Results, about: Results, arm: Results) -> list[str]:
     for text in results.get("warnings", ())
     if not text.startswith("Arm ") or text.startswith(f"Arm {name},")
   ]
+
+
+def _accepted(results: Results, about: Results) -> str:
+  """Says how much of the set that it tells worst from its task it accepts."""
+  outside = results.get("outside") or {"arms": {}}
+  found = {
+    name: own["fpr95"]["mean"]
+    for name, own in outside["arms"].get(about["study"]["arm"], {}).items()
+    if own.get("fpr95", {}).get("mean") is not None
+    and not outside["sets"][name]["labelled"]
+  }
+  if not found:
+    return ""
+  worst = max(found, key=lambda name: found[name])
+  return (
+    f" A threshold of confidence that keeps 95 % of the test split keeps "
+    f"{100 * found[worst]:.0f} % of {code(worst)} too."
+  )
 
 
 def left_out(about: Results, arm: Results) -> list[str]:

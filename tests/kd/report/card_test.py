@@ -132,12 +132,21 @@ class CardTest(absltest.TestCase):
   def test_outside_the_task(self):
     entry = {"values": [0.5], "mean": 0.5, "std": 0.01}
     outside = {
-      "sets": {"noise": {"words": "Gaussian noise"}},
+      "sets": {
+        "noise": {"words": "Gaussian noise", "labelled": True},
+        "other": {"words": "other images", "labelled": False},
+      },
       "teacher": {"noise": {"accuracy": 0.625}},
-      "arms": {"soft": {"noise": {"accuracy": entry, "nll": entry}}},
+      "arms": {
+        "soft": {
+          "noise": {"accuracy": entry, "nll": entry},
+          "other": {"fpr95": {**entry, "mean": 0.25}},
+        }
+      },
     }
     text, _ = written(outside=outside)
     self.assertIn("`noise`<br>Gaussian noise | 50.0 (62.5) |", text)
+    self.assertIn("95 % of the test split keeps 25 % of `other` too.", text)
     self.assertNotIn("Not measured", text)
     text, _ = written(arm="hard", outside=outside)
     self.assertIn("Not measured", text)
