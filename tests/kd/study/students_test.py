@@ -99,6 +99,9 @@ class StudentsTest(parameterized.TestCase):
     own = {"student": {"name": "checkpoint", "folder": other}}
     results = study.run(options(self.folder, **own), workdir)
     self.assertCountEqual(results["arms"], ["full", "lora", "part", "cut"])
+    for x in results["disagreements"]["examples"]:
+      self.assertEqual(x["input"]["kind"], "tokens")
+      self.assertCountEqual(x["arms"], results["arms"])
     kept = json.loads(pathlib.Path(workdir, "config.json").read_text())
     starts = kept["starts"]["0"]
     self.assertEqual(starts["full"], starts["lora"])

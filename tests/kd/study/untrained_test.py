@@ -49,6 +49,20 @@ class StudyTest(absltest.TestCase):
     versus = arm["metrics"]["accuracy"]["versus_baseline"]
     self.assertEqual(versus["baseline"], "soft")
 
+  def test_where_teacher_and_students_disagree(self):
+    found = self.results["disagreements"]["examples"]
+    self.assertLen(found, 12)
+    far = [x["distance"] for x in found]
+    self.assertEqual(far, sorted(far, reverse=True))
+    for x in found:
+      self.assertEqual(x["input"]["kind"], "image")
+      teacher = x["arms"]["teacher"]  # which is an arm too
+      self.assertEqual(teacher["answer"], x["teacher"]["answer"])
+      self.assertAlmostEqual(teacher["distance"], 0, places=6)
+      self.assertEqual(x["arms"]["soft"], x["arms"]["soft_again"])
+    page = (self.workdir / "report.html").read_text()
+    self.assertIn(found[0]["input"]["png"], page)
+
   def test_arms_that_share_a_training_are_alike(self):
     soft, again = (self.results["arms"][a] for a in ("soft", "soft_again"))
     self.assertEqual(again["trained"], "soft")
