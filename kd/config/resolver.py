@@ -15,6 +15,7 @@ from kd.config import (
   compression,
   contrasts,
   costs,
+  outside,
   rules,
   sections,
   sweeps,
@@ -49,6 +50,7 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
     sections.check_section(key, key, tree[key])
     tree[key] = sections.normal(key, tree[key])
   costs.check(tree["cost"], tree["evaluate"]["measure"])
+  tree["evaluate"]["outside"] = outside.normal(tree["evaluate"]["outside"])
   for section in ("arms", "filters"):
     seen: dict[str, str] = {}
     for name in tree[section]:

@@ -150,6 +150,8 @@ SECTIONS: dict[str, Any] = {
     "train": Key("train[:60%]", TEXT),
     "validation": Key("train[60%:80%]", TEXT),
     "test": Key("train[80%:]", TEXT),
+    # Classes that nobody learns: left out of all three (kd.data.held_out).
+    "held_out": Key((), integers(0)),
     # The TFDS feature that says which examples belong together.
     "group": Key("", TEXT),
     "image_size": Key(0, integer(0, 8192)),  # pixels; 0 keeps the size
@@ -193,6 +195,8 @@ SECTIONS: dict[str, Any] = {
     "measure": Key(False, FLAG),
     # Test examples in the report, where teacher and students disagree most.
     "disagreements": Key(12, integer(0, 100)),
+    # Named sets beside the test split (kd.config.outside).
+    "outside": Key({}, SECTION),
     # Biases shifted, chosen on validation.
     "shift_classes": Key((), integers(0)),
     # What decoders write after the test prompts, greedily.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kd.config import sections
-from kd.data import memory, prompts, slices, tfds_task, token_task
+from kd.data import held_out, memory, prompts, slices, tfds_task, token_task
 from kd.data.task import PARTS, Task
 from kd.errors import UserError
 
@@ -16,6 +16,22 @@ TASKS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
   "arrays": memory.load_arrays,
   "prompts": prompts.load,
 }
+
+
+def one_split(task: Mapping[str, Any], part: str) -> Task:
+  """Prepares one slice of a data set, which is not to be learned from: all
+  three splits of the task are that slice.
+
+  Args:
+    task: as `load` takes it, without slices.
+    part: the slice.
+
+  Raises:
+    UserError: of `load`.
+  """
+  slices.parse("slice", part)
+  filled = sections.fill("task", {**task, **dict.fromkeys(PARTS, part)})
+  return _load({**filled, "apart": False})
 
 
 def load(task: Mapping[str, Any]) -> Task:
@@ -35,6 +51,16 @@ def load(task: Mapping[str, Any]) -> Task:
   task = sections.fill("task", dict(task.items()))
   for part in PARTS:
     slices.parse(f"task.{part}", task[part])
+  if (classes := task["held_out"]) and task["tokens"]["length"]:
+    raise UserError(
+      f"task.held_out = {tuple(classes)}: expected (), since the labels of a "
+      "task of tokens are tokens"
+    )
+  made = _load(task)
+  return held_out.without(made, classes) if classes else made
+
+
+def _load(task: Mapping[str, Any]) -> Task:
   name, path = task["name"], task["path"]
   if task["tokens"]["length"]:
     if task["group"]:

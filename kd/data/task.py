@@ -253,6 +253,7 @@ class Task:
     positions: L, the labels of an example: 1, or those of a row of tokens.
     tokens: of a task of tokens; None of any other.
     about: what the data set says of itself.
+    held_out: test examples of classes that nobody learns (kd.data.held_out).
   """
 
   name: str
@@ -270,6 +271,7 @@ class Task:
   positions: int = 1
   tokens: Tokens | None = None
   about: str = ""
+  held_out: Split | None = None
 
   @property
   def signature(self) -> Signature:

@@ -17,6 +17,7 @@ import kd.datasets.digits
 import kd.datasets.docstrings
 import kd.datasets.file_types
 import kd.datasets.newsgroups
+import kd.datasets.photo_patches
 import kd.datasets.snippets  # noqa: F401  these register our data sets
 from kd.data import inputs, slices
 from kd.data.task import PARTS, Split, Task, is_resident

@@ -225,6 +225,13 @@ METRICS: dict[str, Metric] = {
   # answered.
   "deferred": Metric("handed on", PERCENT, shown="table"),
   "bias_shift": Metric("bias shift", NATS),
+  # Of what is outside of the task (kd.evaluate.outside).
+  "mean_confidence": Metric("mean confidence", PERCENT),
+  "auroc": Metric("AUROC, by confidence", PLAIN, +1),
+  "fpr95": Metric("FPR at 95 % TPR, by confidence", PERCENT, -1),
+  "auroc_energy": Metric("AUROC, by energy", PLAIN, +1),
+  "fpr95_energy": Metric("FPR at 95 % TPR, by energy", PERCENT, -1),
+  "accuracy_lost": Metric("accuracy lost outside", PERCENT, -1),
   "temperature": Metric("temperature"),
   "nll_tempered": Metric("NLL at that temperature", NATS, -1),
   "ece_tempered": Metric("ECE at that temperature", PLAIN, -1),

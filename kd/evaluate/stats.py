@@ -302,3 +302,26 @@ def floats(values: Sequence[Value]) -> Float[np.ndarray, " n"]:
 
 def is_finite(value: Value) -> TypeGuard[float]:
   return value is not None and math.isfinite(value)
+
+
+def pooled_bins(diagrams: Sequence[Mapping[str, list] | None]):
+  """Returns the reliability diagram of all replicates' predictions together;
+  None where there is none."""
+  known = [d for d in diagrams if d is not None]
+  if len(known) < 2:
+    return diagrams[0]
+  counts = np.array([d["count"] for d in known])
+  total = counts.sum(0)
+
+  def mean(key):
+    each = np.array([[v or 0.0 for v in d[key]] for d in known])
+    sums = (each * counts).sum(0)
+    return [
+      float(x / n) if n else None for x, n in zip(sums, total, strict=True)
+    ]
+
+  return {
+    "confidence": mean("confidence"),
+    "accuracy": mean("accuracy"),
+    "count": total.tolist(),
+  }

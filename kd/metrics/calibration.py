@@ -118,30 +118,40 @@ def fit_temperature(
 ) -> Float[Array, ""]:
   r"""Returns the T whose softmax(z / T) has the least NLL of the labels.
 
-      f(b) = mean_n [ log sum_v exp(b z_nv) - b z_n,y ],  b = 1 / T
+      f(b) = sum_n CE(y_n, q_b,n) + mean_n CE(q_1,n, q_b,n),  q_b = softmax(b z)
 
-  is convex in b, so that its slope, the mean of E_softmax(b z)[z] - z_y,
-  changes sign once; the change is found by bisection in log b.
+  with b = 1 / T is convex, so that its slope, sums of E_q_b[z] less
+  E_target[z], changes sign once; the change is found by bisection in log b. The
+  second term counts as one more example, as sure as the model is: without it a
+  split that has no error would be fitted best by T = 0, and one example wrong
+  elsewhere cost any number of nats.
 
   Returns:
-    T in [1 / HOTTEST, HOTTEST]: the lower end where all answers are right, the
-    upper one where they are no better than none; NaN where a row's highest
-    logit is not finite, or a label is no class.
+    T in [1 / HOTTEST, HOTTEST]; NaN where a row's highest logit is not finite,
+    or a label is no class.
 
-  Source: "temperature scaling" of Guo et al. (2017), 1706.04599.
+  Source: "temperature scaling" of Guo et al. (2017), 1706.04599; a prior that
+  counts as an example is as of Platt (1999), Probabilistic Outputs.
 
-  >>> z = np.array([[4.0, 0.0]] * 4)
-  >>> print(f"{fit_temperature(z, np.array([0, 0, 0, 1])):.3f}")  # 4 / log 3
-  3.641
+  >>> z = np.array([[4.0, 0.0]] * 4000)
+  >>> labels = np.arange(4000) % 4 == 3
+  >>> print(f"{fit_temperature(z, labels.astype(int)):.2f}")  # 4 / log 3
+  3.64
   """
   z, labels = told.float32(logits), told.like_answers(logits, labels)
   known = told.is_told(z) & told.is_class(z, labels)
   z = z - jnp.max(z, axis=-1, keepdims=True)
   own = jnp.take_along_axis(z, labels[..., None], axis=-1)[..., 0]
 
-  def slope(beta):
+  def expected(beta):
     q = jax.nn.softmax(beta * z)
-    return jnp.mean(jnp.sum(jnp.where(q > 0, q * z, 0.0), axis=-1) - own)
+    return jnp.sum(jnp.where(q > 0, q * z, 0.0), axis=-1)
+
+  surest = jnp.mean(expected(1.0))
+
+  def slope(beta):
+    each = expected(beta)
+    return jnp.sum(each - own) + jnp.mean(each) - surest
 
   def halve(_, ends):
     low, high = ends

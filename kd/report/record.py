@@ -26,6 +26,7 @@ from kd.report import (
   cost,
   evidence,
   markdown,
+  outside,
   page,
   results_table,
   sentences,
@@ -50,6 +51,8 @@ def figures_of(results: dict) -> list[str]:
     "recall": results_table.omitted_classes(results),
     "break_even": results["provenance"].get("cost"),
     "cascades": results.get("cascades"),
+    "outside_severity": results.get("outside"),
+    "outside_curves": results.get("outside"),
   }
   return ["differences", *(name for name, found in has.items() if found)]
 
@@ -67,11 +70,22 @@ def small(results: dict) -> dict:
     }
   for key in ("teacher_reliability", "disagreements"):
     slim.pop(key, None)
+  if own := results.get("outside"):
+    slim["outside"] = {k: own[k] for k in ("sets", "teacher", "verdict")}
+    slim["outside"]["arms"] = {
+      arm: {name: _means(entries) for name, entries in sets.items()}
+      for arm, sets in own["arms"].items()
+    }
   for name, arm in results["arms"].items():
     metrics = {k: v for k, v in arm["metrics"].items() if kept(k, results)}
     slim["arms"][name] = {**arm, "metrics": metrics}
     slim["arms"][name].pop("reliability", None)
   return _rounded(slim)
+
+
+def _means(entries: Mapping) -> dict:
+  """Returns a set's metrics less the runs' values and their differences."""
+  return {m: {k: e[k] for k in ("mean", "std")} for m, e in entries.items()}
 
 
 def table(results: dict, words: Mapping[str, str]) -> str:
@@ -85,7 +99,7 @@ def table(results: dict, words: Mapping[str, str]) -> str:
   made = results["provenance"]
   seconds = sum(made["seconds"].values())
   blocks = [
-    Text("\n\n".join(sentences.verdict(results))),
+    Text("\n\n".join(sentences.verdict(results, [outside.sentence(results)]))),
     results_table.table(results, look, words),
     *evidence.contrast_table(results),
     *evidence.component_table(results),
@@ -95,6 +109,7 @@ def table(results: dict, words: Mapping[str, str]) -> str:
     *tables.cost_tables(results),
     *cost.tables(results),
     *cascade.tables(results),
+    *(outside.verdict_table(results) if results.get("outside") else []),
     Text(
       f"Evidence: {made['evidence']}, on {made['device']} ({made['host']}), "
       f"{seconds:.0f} s, jax {made['versions']['jax']}, commit "

