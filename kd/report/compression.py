@@ -16,9 +16,13 @@ TIMES = ("latency_seconds", "throughput_seconds")
 
 
 def section(source: Source) -> list[Block]:
+  """Shows what compression did to each arm; nothing where none was measured."""
+  return tables(source.results)
+
+
+def tables(results: Results) -> list[Block]:
   """Compares each compressed arm with the one that has its training, or with
-  the teacher's; nothing where none was measured."""
-  results = source.results
+  the teacher's."""
   found = {
     arm: other
     for arm, entry in results["arms"].items()

@@ -23,11 +23,13 @@ from kd.errors import UserError
 from kd.evaluate import registry
 from kd.report import (
   cascade,
+  compression,
   cost,
   evidence,
   markdown,
   outside,
   page,
+  pareto,
   results_table,
   sentences,
   style,
@@ -53,6 +55,7 @@ def figures_of(results: dict) -> list[str]:
     "cascades": results.get("cascades"),
     "outside_severity": results.get("outside"),
     "outside_curves": results.get("outside"),
+    "pareto": pareto.differ(results),
   }
   return ["differences", *(name for name, found in has.items() if found)]
 
@@ -110,6 +113,7 @@ def table(results: dict, words: Mapping[str, str]) -> str:
     *cost.tables(results),
     *cascade.tables(results),
     *(outside.verdict_table(results) if results.get("outside") else []),
+    *compression.tables(results),
     Text(
       f"Evidence: {made['evidence']}, on {made['device']} ({made['host']}), "
       f"{seconds:.0f} s, jax {made['versions']['jax']}, commit "
