@@ -23,8 +23,8 @@ from kd.models import functional, quantized
 from kd.train.arms import Group
 from kd.train.step import TrainState
 
-FEWEST, MOST = 3, 9  # rounds, more than the fewest while they take PATIENCE
-PATIENCE = 0.5  # seconds
+FEWEST, MOST = 3, 25  # rounds, more than the fewest while they take PATIENCE
+PATIENCE = 1.0  # seconds
 SECONDS = 1e-3  # that one timing takes at least
 SIZES = (16, 128, 1024)  # batches, of which the one of best throughput is taken
 
