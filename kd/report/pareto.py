@@ -19,6 +19,7 @@ from kd.report.blocks import (
   code,
 )
 from kd.report.source import Source, below
+from kd.report.style import Style
 
 Results = Mapping[str, Any]
 
@@ -35,10 +36,10 @@ def section(source: Source) -> list[Block]:
   """Shows choices and fronts where arms differ in what they ask; and sizes."""
   results, blocks = source.results, []
   if differ(results):
-    margin = margin_of(source)
+    margin = margin_of(results)
     blocks += choice_table(results, pareto.choices(results, margin), margin)
     blocks += _fronts(source)
-  blocks += size_table(source)
+  blocks += size_table(results, source.look)
   blocks += below(tables.cost_tables(results))
   return [Heading("Size and speed"), *blocks] if blocks else []
 
@@ -54,14 +55,35 @@ def differ(results: Results) -> bool:
   return False
 
 
-def margin_of(source: Source) -> float:
-  section = source.tree.get("evaluate") or {}
-  return section.get("margin", pareto.MARGIN)
+def recorded(results: Results, look: Mapping[str, Style]) -> list[Block]:
+  """Returns what a record keeps: choices, who is dominated, and sizes."""
+  if not differ(results):
+    return []
+  margin, metric = margin_of(results), results["metric"]
+  made = _fronts_of(results, metric)
+  name = wording.metric_name(metric)
+  said = _dominated(results, made, name)[:1] if made else []
+  (sizes,) = size_table(results, look)
+  return [
+    *choice_table(results, pareto.choices(results, margin), margin),
+    *said,
+    *sizes.blocks,
+  ]
 
 
-def sentence(source: Source) -> str:
+def margin_of(results: Results) -> float:
+  """Returns `evaluate.margin` of the study's config."""
+  return results.get("margin", pareto.MARGIN)
+
+
+def _fronts_of(results: Results, quality: str) -> list[Front]:
+  found = [pareto.front(results, quality, cost) for cost in PANELS]
+  return [front for front in found if front]
+
+
+def sentence(results: Results) -> str:
   """Says which arms to take, for the verdict; '' where there is no choice."""
-  results, margin = source.results, margin_of(source)
+  margin = margin_of(results)
   made = pareto.choices(results, margin) if differ(results) else []
   if len(made) < 2:
     return ""
@@ -81,9 +103,9 @@ def sentence(source: Source) -> str:
   )
 
 
-def tiles(source: Source) -> list[Tile]:
+def tiles(results: Results) -> list[Tile]:
   """Shows the smallest and the fastest arm that lose at most the margin."""
-  results, margin = source.results, margin_of(source)
+  margin = margin_of(results)
   if not differ(results):
     return []
   heads = {"bytes": "Smallest", "latency_seconds": "Fastest"}
@@ -173,9 +195,9 @@ def choice_table(
   ]
 
 
-def size_table(source: Source) -> list[Block]:
+def size_table(results: Results, look: Mapping[str, Style]) -> list[Details]:
   """Lists what each arm asks of a device."""
-  results, asked = source.results, (*pareto.COSTS, "parameters")
+  asked = (*pareto.COSTS, "parameters")
   arms = results["arms"].items()
   have = [m for m in asked if any(m in e["metrics"] for _, e in arms)]
   if not have:
@@ -185,7 +207,7 @@ def size_table(source: Source) -> list[Block]:
       Cell(
         code(arm),
         entry.get("arithmetic", ""),
-        chip=source.look[arm].colour,
+        chip=look[arm].colour,
         value=i,
       ),
       *(_size(entry["metrics"].get(m), m) for m in have),
@@ -219,8 +241,7 @@ def _fronts(source: Source) -> list[Block]:
   results, blocks = source.results, []
   titles = {cost: words[0] for cost, words in _SCARCE.items()}
   for quality in _qualities(results):
-    found = [pareto.front(results, quality, cost) for cost in PANELS]
-    made = [front for front in found if front]
+    made = _fronts_of(results, quality)
     if not made:
       continue
     name = wording.metric_name(quality)

@@ -51,6 +51,7 @@ def figures_of(results: dict) -> list[str]:
   """Returns the figures that are kept, without their ending."""
   has = {
     "recall": results_table.omitted_classes(results),
+    "pareto": pareto.differ(results),
     "break_even": results["provenance"].get("cost"),
     "cascades": results.get("cascades"),
     "outside_severity": results.get("outside"),
@@ -109,6 +110,7 @@ def table(results: dict, words: Mapping[str, str]) -> str:
     *evidence.search_table(results),
     *tables.variant_tables(results, look),
     *tables.teacher_table(results),
+    *pareto.recorded(results, look),
     *tables.cost_tables(results),
     *cost.tables(results),
     *cascade.tables(results),

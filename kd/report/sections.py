@@ -47,7 +47,7 @@ def verdict(source: Source) -> list[Block]:
   if question:
     blocks.append(Text(str(question).strip(), "question"))
   best = judge(results)[0].best
-  further = [outside.sentence(results), pareto.sentence(source)]
+  further = [outside.sentence(results), pareto.sentence(results)]
   prices = results["provenance"].get("cost") or {}
   if best is not None and best in prices.get("arms", ()):
     further.append(cost.pays(results, best))
@@ -73,7 +73,7 @@ def _tiles(source: Source) -> list[Block]:
     tiles.append(Tile("Its baseline", say(own.get(base)), code(base)))
   if results["teacher"].get(metric) is not None:
     tiles.append(Tile("Teacher", say(results["teacher"][metric])))
-  tiles += pareto.tiles(source)
+  tiles += pareto.tiles(results)
   units, of, each = wording.units(results).partition(" of ")
   made = f"{len(arms)} arms, {results['provenance'].get('evidence', 'run')}"
   tiles.append(Tile("Evidence", units, f"{of}{each}, {made}".lstrip(" ,")))

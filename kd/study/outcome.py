@@ -95,6 +95,7 @@ def results(
     "study": settings["study"],
     "metric": metric,
     "selection": registry.selection(metric),
+    "margin": settings["evaluate"]["margin"],
     **{k: facts[k] for k in ("replicates", "tune") if k in facts},
     "teacher": {
       m: _mean([s.teacher[m] for s in scored]) for m in first.teacher

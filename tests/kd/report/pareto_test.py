@@ -5,9 +5,9 @@ import tempfile
 
 from absl.testing import absltest
 
-from kd.report import blocks, pareto
+from kd.report import blocks, markdown, pareto, record
 from kd.report.source import Source
-from tests.kd.report.studies import measured, synthetic
+from tests.kd.report.studies import measured, synthetic, tables
 
 
 class ParetoTest(absltest.TestCase):
@@ -28,7 +28,7 @@ class ParetoTest(absltest.TestCase):
 
   def test_absent_where_all_arms_are_one_model(self):
     self.assertEmpty(pareto.section(self.one_model))
-    self.assertEqual(pareto.sentence(self.one_model), "")
+    self.assertEqual(pareto.sentence(self.one_model.results), "")
     measured(self.one_model.results, dict.fromkeys(self.source.look, 1e6))
     _, sizes = pareto.section(self.one_model)
     self.assertEqual(sizes.summary, "What each arm asks for")
@@ -63,7 +63,7 @@ class ParetoTest(absltest.TestCase):
 
   def test_what_each_arm_asks_for(self):
     self.source.results["arms"]["soft int8"]["arithmetic"] = "int8, on cpu"
-    (details,) = pareto.size_table(self.source)
+    (details,) = pareto.size_table(self.source.results, self.source.look)
     rows = {row[0].text: row for row in details.blocks[0].rows}
     self.assertLen(rows, 4)
     self.assertEqual(rows["`soft int8`"][0].note, "int8, on cpu")
@@ -73,8 +73,21 @@ class ParetoTest(absltest.TestCase):
     self.assertEqual(rows["`hard`"][2].value, spread["mean"])
     self.assertStartsWith(rows["`hard`"][2].note, "± ")
 
+  def test_what_a_record_keeps(self):
+    results, look = self.source.results, self.source.look
+    text = markdown.write(pareto.recorded(results, look))
+    choices, sizes = tables(text)
+    self.assertLen(choices, 2 + 5)
+    self.assertLen(sizes, 2 + 4)
+    self.assertIn("**Dominated on every front:** `hard`.", text)
+    self.assertIn("pareto", record.figures_of(results))
+    none = {**results, "margin": 1e-9}
+    text = markdown.write(pareto.recorded(none, look))
+    self.assertIn("lose at most 1e-07 points", text)
+    self.assertNotIn("**`soft int8`**", text)
+
   def test_verdict_says_what_to_take(self):
-    said = pareto.sentence(self.source)
+    said = pareto.sentence(self.source.results)
     self.assertIn("to lose at most 1 point to `soft`: `soft int8` is", said)
     self.assertIn("smallest on disk (3.85 times smaller)", said)
 
