@@ -56,7 +56,6 @@ def figures_of(results: dict) -> list[str]:
     "cascades": results.get("cascades"),
     "outside_severity": results.get("outside"),
     "outside_curves": results.get("outside"),
-    "pareto": pareto.differ(results),
   }
   return ["differences", *(name for name, found in has.items() if found)]
 
