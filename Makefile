@@ -19,6 +19,7 @@ RECORDS := few_labels=few_labels:results consistent=consistent:short \
   lm_tiny=lm_tiny:results smollm2=smollm2:results \
   reviews=reviews:results breakeven=breakeven:results \
   compress=compress:results compress,filetype=compress:filetype \
+  outside=outside:images outside,texts=outside:texts \
   digits=digits:results digits,tuned=digits:tuned \
   digits,nested=digits:nested
 RECORDS_AFTER := consistent,long=consistent:long+consistent \
@@ -30,7 +31,8 @@ JOBS ?= 2
 
 # Studies whose data are packages of their own (requirements-data.txt and
 # requirements-sdists.txt).
-DATA_STUDIES := routing filetype sentiment smollm2 reviews breakeven compress
+DATA_STUDIES := routing filetype sentiment smollm2 reviews breakeven compress \
+  outside
 
 # The first of these that is Python 3.12 or newer, unless PYTHON names one.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.13 python3.14 python3 python)
