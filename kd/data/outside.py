@@ -21,6 +21,8 @@ from kd.errors import UserError
 
 Sections = Mapping[str, Mapping[str, Any]]
 
+_NAMED = 4  # shifts that a set's words name
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outside:
@@ -187,7 +189,9 @@ def _shifted(
   inputs = of.texts(rows) if form == "texts" else of.read(rows)
   labels = np.tile(of.labels()[:count], len(own["of"]))
   part = np.repeat(np.arange(len(own["of"])), count)
-  found = []
+  found, kinds = [], [one.replace("_", " ") for one in own["of"]]
+  if len(kinds) > _NAMED:
+    kinds = [*kinds[:_NAMED], f"{len(kinds) - _NAMED} other shifts"]
   for severity in own["severities"]:
     each = [
       shifts.apply(form, one, inputs, severity, own["seed"])
@@ -200,8 +204,7 @@ def _shifted(
       if form == "texts"
       else _packed(np.concatenate(each), labels, of.form, full)
     )
-    kinds = ", ".join(one.replace("_", " ") for one in own["of"])
-    words = f"{kinds}, severity {severity}"
+    words = f"{', '.join(kinds)}, severity {severity}"
     found.append(
       Outside(full, name, words, split, severity, tuple(own["of"]), part)
     )
@@ -220,7 +223,8 @@ def _of_classes(name: str, own: Mapping[str, Any], task: Task) -> Outside:
       f"{path} = {tuple(classes)}: some are held out of the task and some are "
       "not; expected two sets"
     )
-  said = "classes " + ", ".join(task.class_names[c] for c in classes)
+  said = "class " if len(classes) == 1 else "classes "
+  said += ", ".join(task.class_names[c] for c in classes)
   if held is not None and out.any():
     rows = np.flatnonzero(out)
     split = _of_rows(held, rows, name)

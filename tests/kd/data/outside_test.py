@@ -94,6 +94,7 @@ class SetsTest(absltest.TestCase):
     np.testing.assert_array_equal(noise.split.labels(), [*first, *first])
     np.testing.assert_array_equal(noise.part, np.repeat([0, 1], 30))
     self.assertEqual((noise.severity, noise.of), (5, "noise"))
+    self.assertEqual(noise.words, "gaussian noise, contrast, severity 5")
 
   def test_other_data_has_labels_where_names_are_the_same(self):
     self.assertBetween(self.labels("mnist").min(), 0, 9)
