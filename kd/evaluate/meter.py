@@ -166,8 +166,15 @@ def _peak(memory: Any) -> int:
   )
 
 
+NUMBERS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
 def said(compiled: str, student: Mapping[str, Any]) -> str:
   """Says what a compiled program's products are.
+
+  >>> text = "%a = f32[1,9]{1,0} dot(%x, %w), %b = s32[1,3]{1,0} dot(%a, %v)"
+  >>> said(text, {"quantized": {"weights": "int4"}}).partition(", run on")[0]
+  'int8 x int4 -> int32 in 1 of 2 products, else float32'
 
   Args:
     compiled: its text, of XLA.
@@ -176,15 +183,14 @@ def said(compiled: str, student: Mapping[str, Any]) -> str:
   platform = jax.default_backend()
   results = re.findall(r"= (\w+)\[[^ ]* (?:dot|convolution)\(", compiled)
   whole = sum(kind == "s32" for kind in results)
+  kinds = sorted({NUMBERS.get(k, k) for k in results if k != "s32"})
+  floats = " and ".join(kinds) or "float32"
   how = student.get(quantized.OPTION)
   if not how or how.get("aware"):
-    return f"float32 products, run on {platform}"
+    return f"{floats} products, run on {platform}"
   if not whole:
-    return (
-      f"{how['weights']} weights made float32 again for float32 products, run "
-      f"on {platform}"
-    )
-  rest = len(results) - whole
-  others = f"; {rest} products in float32" if rest else ""
-  kinds = f"int8 x {how['weights']} -> int32"
-  return f"{kinds} in {whole} products, run on {platform}{others}"
+    again = f"{how['weights']} weights made {floats} again"
+    return f"{again} for {floats} products, run on {platform}"
+  rest = f", else {floats}" if kinds else ""
+  share = f"in {whole} of {len(results)} products{rest}"
+  return f"int8 x {how['weights']} -> int32 {share}, run on {platform}"

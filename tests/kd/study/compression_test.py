@@ -72,7 +72,9 @@ class StudyTest(absltest.TestCase):
 
   def test_arithmetic_is_that_of_the_program(self):
     said = {a: x.get("arithmetic") for a, x in self.results["arms"].items()}
-    self.assertRegex(said["int8"], "int8 x int8 -> int32 in 2 products, run on")
+    self.assertRegex(
+      said["int8"], "int8 x int8 -> int32 in 2 of 2 products, run"
+    )
     self.assertRegex(said["aware"], "int4 weights made float32 again")
     self.assertRegex(said["soft"], "float32 products, run on")
     self.assertIsNone(said["asks"])
