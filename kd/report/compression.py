@@ -110,12 +110,12 @@ def _structured(results: Results, found: Mapping[str, str]) -> str:
   said = []
   if faster:
     said.append(
-      f"{wording.codes(faster)}, which lost whole units, channels, heads or "
-      "layers, answer one example sooner, by measurement."
+      "Structured pruning made one example be answered sooner, by measurement, "
+      f"in {wording.codes(faster)}."
     )
   if rest:
     said.append(
-      f"Structured pruning made {wording.codes(rest)} no sooner to answer one "
-      "example, as far as was measured: the interval holds 0, or is above it."
+      "As far as was measured, structured pruning made it no sooner in "
+      f"{wording.codes(rest)}: the interval holds 0, or is above it."
     )
   return " ".join(said)

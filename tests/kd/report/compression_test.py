@@ -54,8 +54,10 @@ class SectionTest(absltest.TestCase):
     self.assertEqual(rows["`half`"][2].text, "25.0")
     self.assertEqual(rows["`half`"][3].text, "\N{MINUS SIGN}45")
     said = plain(note.text)
-    self.assertRegex(said, "^half, small, which lost whole .* sooner, by meas")
-    self.assertRegex(said, "pruning made same no sooner")
+    self.assertRegex(
+      said, "^Structured .* sooner, by measurement, in half, small"
+    )
+    self.assertRegex(said, "no sooner in same: the interval")
 
   def test_nothing_where_nothing_was_measured(self):
     every = results()
