@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from kd.config import sections as config_sections
-from kd.evaluate import prices, stats
+from kd.evaluate import outside_stats, prices, stats
 from kd.evaluate.design import Design
+from kd.evaluate.outside import COVERAGE, Found, Scores
 
 BINS = 15
 
@@ -258,6 +259,59 @@ def priced(results, **keys):
   results["provenance"]["cost"] = prices.of(results, section, {})
 
 
+# Set -> (words, its name in the config, severity, whether it has labels).
+SETS = {
+  "test": ("test split", "test", 0, True),
+  "noise_1": ("noise, severity 1", "noise", 1, True),
+  "noise_5": ("noise, severity 5", "noise", 5, True),
+  "photos": ("photographs", "photos", 0, False),
+}
+LABELLED = (
+  *("accuracy", "nll", "nll_tempered", "ece", "ece_equal_mass"),
+  *("ece_tempered", "brier"),
+)
+OF_ALL = ("wrong_confident", "aurc", "agreement", "mean_confidence")
+DETECTION = ("auroc", "fpr95", "auroc_energy", "fpr95_energy")
+
+
+def outside(results):
+  """Asks a study of `synthetic` about sets outside of its task."""
+  rng, seeds = np.random.default_rng(3), len(results["seeds"])
+
+  def scores(runs):
+    made = Scores({}, {}, {}, {})
+    for name, (_, _, severity, labelled) in SETS.items():
+      metrics = OF_ALL + LABELLED * labelled + DETECTION * (name != "test")
+      made.values[name] = {
+        m: (0.9 - 0.1 * severity - 0.05 * rng.uniform(size=runs)).tolist()
+        for m in metrics
+      }
+      made.curves[name] = np.linspace(1, 0.9, len(COVERAGE)).tolist()
+      made.reliability[name] = _reliability(rng, 0.05, runs)
+      if severity:
+        made.parts[name] = {"blur": 0.8, "shot_noise": 0.7}
+    return made
+
+  facts = {
+    name: {
+      "words": words,
+      "of": of,
+      "severity": severity,
+      "examples": 200,
+      "labelled": labelled,
+    }
+    for name, (words, of, severity, labelled) in SETS.items()
+  }
+  arms = {a: scores(seeds) for a in results["arms"]}
+  results["outside"] = outside_stats.summary(
+    [Found(facts, scores(1), arms)],
+    {a: entry["baseline"] for a, entry in results["arms"].items()},
+    [seeds],
+    Design.of(results),
+    COVERAGE.tolist(),
+  )
+
+
 def handed_on(results, first):
   """Makes the last arm a cascade, of which `first` answers first."""
   arm, entry = list(results["arms"].items())[-1]
@@ -302,6 +356,7 @@ def compressed(arms=30, seeds=5, **options):
   measured(study[0], {n: 1.2e6 * share[of[n]] for n in names})
   disagreeing(study[0])
   handed_on(study[0], names[0])
+  outside(study[0])
   priced(study[0])
   return study
 
