@@ -288,6 +288,16 @@ def fill(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
   return normal(name, section)
 
 
+def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a resolved config with the usual values of keys that it lacks,
+  which is one of a time before there were these keys."""
+  usual = _usual(SECTIONS)
+  own = {k: usual[k] for k in IN_ARMS}
+  whole = _over(usual, tree)
+  arms = {name: _over(own, arm) for name, arm in whole["arms"].items()}
+  return {**whole, "arms": arms}
+
+
 def _over(usual: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the usual values, and over them those found, section by section."""
   return {

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from kd import files, interrupts
-from kd.config import compression, leaves, made
+from kd.config import compression, leaves, made, sections
 from kd.errors import UserError, why
 from kd.objectives import terms
 from kd.train import checkpoint
@@ -210,7 +210,7 @@ def of_the_same(
     raise UserError(f"{path}: not a study's config")
   ours, theirs = (
     dict(leaves({k: v for k, v in c.items() if k not in WORDS}))
-    for c in (config, found["config"])
+    for c in (config, _completed(found["config"]))
   )
   keys = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
   free = ("evaluate", "cost", "contrasts")
@@ -224,6 +224,10 @@ def of_the_same(
       f"another --workdir{mend}"
     )
   return found
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+  return json.loads(json.dumps(sections.completed(config)))
 
 
 def _command() -> str:

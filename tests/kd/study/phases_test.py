@@ -154,7 +154,7 @@ class PhaseTest(Workdir):
     first = study.run(made, self.workdir)
     steps = pathlib.Path(self.workdir, "metrics.jsonl").read_bytes()
     made.evaluate.update(bins=5, metric="nll", batch_size=100)
-    with self.assertRaisesRegex(UserError, "another study: evaluate.batch_si"):
+    with self.assertRaisesRegex(UserError, "another study: evaluate.metric"):
       study.run(made, self.workdir)
     second = study.run(made, self.workdir, "evaluate:")
     self.assertEqual(second["metric"], "nll")
@@ -393,6 +393,22 @@ class BadInputTest(Workdir):
     ):
       study.run(other, self.workdir)
     self.assertEqual(sorted(pathlib.Path(self.workdir).rglob("*")), before)
+
+  def test_a_workdir_of_a_time_before_some_keys(self):
+    study.run(options(hard=small.HARD), self.workdir, "teacher")
+    path = pathlib.Path(self.workdir, "config.json")
+    made = json.loads(path.read_text())
+    del made["config"]["cost"], made["config"]["task"]["held_out"]
+    del made["config"]["arms"]["hard"]["signal"]["calibrate"]
+    path.write_text(json.dumps(made))
+    study.run(options(hard=small.HARD), self.workdir, "teacher")
+    self.assertIn("cost", json.loads(path.read_text())["config"])
+    made["config"]["task"]["held_out"] = [3]
+    path.write_text(json.dumps(made))
+    with self.assertRaisesRegex(
+      UserError, r"another study: task.held_out = \[3\] there"
+    ):
+      study.run(options(hard=small.HARD), self.workdir, "teacher")
 
   def test_a_workdir_that_cannot_be_written(self):
     path = pathlib.Path(self.parent, "file")
