@@ -278,7 +278,8 @@ def _samples(results: Results, cost: Mapping[str, Any]) -> list[Block]:
   ]
   caption = (
     "What more sampled answers of a prompt cost and bring, paired with the "
-    "arm of the row above. Without a price where the interval holds 0."
+    "arm of the row above, not corrected for being several. Without a price "
+    "where the interval holds 0."
   )
   return [Table(caption, columns, rows)]
 
