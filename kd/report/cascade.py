@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kd.report import wording
@@ -174,4 +175,25 @@ def figure(results: Results, look: Mapping[str, Style]) -> Figure:
       ax.axhline(100 * teacher, color=MUTED, lw=0.9, ls=(0, (3, 3)))
       ax.plot(100, 100 * teacher, "*", color=INK, ms=13, zorder=5)
     ax.set(xlabel="handed to the teacher (%)", ylabel="accuracy (%)")
+    _prices(results, ax, next(iter(firsts)))
     return fig
+
+
+def _prices(results: Results, ax: Axes, first: str) -> None:
+  """Adds what a million requests cost at each share, c_S + share c_T."""
+  cost = results["provenance"].get("cost")
+  if not cost or first not in cost["arms"]:
+    return
+  student, teacher = (
+    1e6 * own["request"]["value"]
+    for own in (cost["arms"][first], cost["teacher"])
+  )
+  top = ax.secondary_xaxis(
+    "top",
+    functions=(
+      lambda share: student + np.divide(share, 100) * teacher,
+      lambda price: 100 * np.subtract(price, student) / teacher,
+    ),
+  )
+  unit = str(cost["unit"]).replace("$", r"\$")
+  top.set_xlabel(f"a million requests ({unit})")
