@@ -141,7 +141,8 @@ class CompletionsTest(parameterized.TestCase):
       ("temperature", 2.0, "expected signal.temperature = 1.0"),
       ("pool", "rest", "expected 'train'"),
     ):
-      arm = {"signal": {**self.settings["signal"], key: value}}
+      signal = {**self.settings["signal"], key: value}
+      arm = {"objective": "sequence_kd", "signal": signal}
       with self.assertRaisesRegex(UserError, f"arms.a.signal.{key}.*{message}"):
         completions.check({**self.settings, "arms": {"a": arm}}, self.task)
 
